@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ttpa.data.read import read_data
+from ttpa.errors import InputError
+from ttpa.trees.io import write_trees
+
+ROWS = [
+    {"id": "a", "prompt": "The sky is", "chosen": " blue", "rejected": " green, I think"},
+    {"id": "b", "prompt": "Grass is", "chosen": " green", "rejected": " blue"},
+]
+
+
+def write(file, rows) -> None:
+    file.write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_rows_as_lines_as_an_array_and_as_written_trees(tmp_path, tokenizer):
+    write(tmp_path / "a.jsonl", ROWS)
+    trees, report = read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)
+    assert (report.format, report.read, report.kept) == ("preference", 2, 2)
+    (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
+    array, report = read_data(tmp_path / "a.json", tokenizer=tokenizer, max_length=None)
+    assert [tree.nodes for tree in array] == [tree.nodes for tree in trees]
+    assert [tree.origin["line"] for tree in array] == [2, 8]
+    write_trees(tmp_path / "trees.jsonl", trees)
+    again, report = read_data(tmp_path / "trees.jsonl", tokenizer=tokenizer, max_length=None)
+    assert again == trees and (report.format, report.read, report.kept) == ("trees", 2, 2)
+
+
+def test_trees_over_the_limit(tmp_path, tokenizer):
+    write(tmp_path / "a.jsonl", ROWS)
+    trees, _ = read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)
+    file = tmp_path / "trees.jsonl"
+    write_trees(file, trees)
+    length = len("The sky is green, I think") + 1
+    kept, report = read_data(file, tokenizer=tokenizer, max_length=length - 1)
+    assert [tree.id for tree in kept] == ["b"] and report.kept == 1
+    assert (report.dropped[0]["id"], report.dropped[0]["reason"]) == ("a", "over max_length")
+    assert read_data(file, tokenizer=tokenizer, max_length=length)[0] == trees
+    with pytest.raises(InputError, match=f"trees.jsonl: 'a' has {length} tokens"):
+        read_data(file, tokenizer=tokenizer, max_length=length - 1, on_overlength="error")
+
+
+def test_a_toolbench_file_is_told_by_its_content(tmp_path, tokenizer):
+    root = {"node_type": "Action Input", "description": "", "children": []}
+    record = {"tree": {"tree": root}, "answer_generation": {"query": "x", "function": []}}
+    (tmp_path / "a.json").write_text(json.dumps(record, indent=2))
+    for path in (tmp_path, tmp_path / "a.json"):
+        _, report = read_data(path, tokenizer=tokenizer, max_length=None)
+        assert (report.format, report.read, report.kept) == ("toolbench", 1, 0)
+
+
+def test_a_tokenizer_without_a_chat_template(tmp_path, tokenizer):
+    other = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
+    says = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    write(tmp_path / "a.jsonl", [{"chosen": says, "rejected": [says[0], {"role": "assistant", "content": "z"}]}])
+    with pytest.raises(InputError, match=r"a\.jsonl:1: messages need a tokenizer with a chat template"):
+        read_data(tmp_path / "a.jsonl", tokenizer=other, max_length=None)
+    write(tmp_path / "b.jsonl", ROWS)
+    assert len(read_data(tmp_path / "b.jsonl", tokenizer=other, max_length=None)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a.jsonl: the file is empty"),
+        ("\n\n", "a.jsonl: the file is empty"),
+        (json.dumps(ROWS[0]) + '\n{"prompt": ', "a.jsonl:2: broken JSON"),
+        (
+            '{"text": "x", "label": 1}',
+            "a.jsonl:1: not a preference row; columns found: text, label; accepted: id, prompt",
+        ),
+        ('{"id": "d", "tools": [], "messages": []}', "a.jsonl: a file of dialogues holds no preferences"),
+        ('{"id": "t", "prompt_ids": [], "nodes": []}', "a.jsonl:1: "),
+        ("[1]", "a.jsonl:1: expected a JSON object, found list"),
+    ],
+)
+def test_bad_files(tmp_path, tokenizer, text, message):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)
+
+
+def test_missing_file(tmp_path, tokenizer):
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        read_data(tmp_path / "none.jsonl", tokenizer=tokenizer, max_length=None)

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ttpa.data.render import render_messages, render_texts
+from ttpa.errors import InputError
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+USER = {"role": "user", "content": "Rain in Łódź?"}
+TOOL = {"role": "tool", "content": "2 mm"}
+YES = {"role": "assistant", "content": "Yes."}
+
+
+def call(city: str, content: str = "") -> dict:
+    function = {"name": "weather", "arguments": {"city": city}}
+    return {"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": function}]}
+
+
+def with_template(tokenizer, name: str):
+    """The tokenizer with one of the chat templates that TRL brings along."""
+    trl = pytest.importorskip("trl")
+    template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    return with_template_text(tokenizer, template)
+
+
+def with_template_text(tokenizer, template: str | None):
+    other = type(tokenizer)(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token, bos_token="<|endoftext|>"
+    )
+    other.chat_template = template
+    return other
+
+
+def trl_ids(tokenizer, rows: list[dict]) -> list[dict]:
+    """What TRL's DPOTrainer makes of rows, by its own code."""
+    pytest.importorskip("trl")
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    arguments = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    trainer = SimpleNamespace(_tokenizer=tokenizer)
+    dataset = Dataset.from_list(rows, on_mixed_types="use_json")
+    return list(DPOTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, "train"))
+
+
+def parts(tokenizer, ids: list[int], trained: list[int]) -> list[tuple[int, str]]:
+    """Runs of trained (1) and untrained (0) tokens, as text."""
+    runs = groupby(zip(trained, ids, strict=True), key=lambda pair: pair[0])
+    return [(one, tokenizer.decode([token for _, token in run])) for one, run in runs]
+
+
+CONVERSATIONS = [
+    ([USER], [call("Łódź")], [YES], [WEATHER]),
+    ([USER], [YES], [{"role": "assistant", "content": "No."}], []),
+    ([USER], [call("a"), TOOL, YES], [call("b"), TOOL, call("c"), TOOL, YES], [WEATHER]),
+    ([{"role": "system", "content": "Be short."}, USER, call("a"), TOOL], [YES], [call("b", "Again.")], [WEATHER]),
+]
+
+
+@pytest.mark.parametrize("template", [None, "qwen2_5", "qwen3", "llama3"])
+def test_ids_of_conversations_are_those_of_trl(tokenizer, template):
+    tokenizer = with_template(tokenizer, template) if template else tokenizer
+    rows = [
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tools": json.dumps(tools)}
+        for prompt, chosen, rejected, tools in CONVERSATIONS
+    ]
+    for row, ids in zip(CONVERSATIONS, trl_ids(tokenizer, rows), strict=True):
+        prompt, chosen, rejected, tools = row
+        rendered = render_messages(tokenizer, prompt, [chosen, rejected], tools=tools)
+        assert rendered.prompt_ids == ids["prompt_ids"]
+        assert rendered.completions == [ids["chosen_ids"], ids["rejected_ids"]]
+        assert rendered.moved == 0
+
+
+def test_ids_of_texts_are_those_of_trl(tokenizer):
+    rows = [
+        {"prompt": "The sky is", "chosen": " blue", "rejected": " green.<|im_end|>"},
+        {"prompt": "A", "chosen": "", "rejected": "é"},
+    ]
+    for row, ids in zip(rows, trl_ids(tokenizer, rows), strict=True):
+        rendered = render_texts(tokenizer, row["prompt"], [row["chosen"], row["rejected"]])
+        assert rendered.prompt_ids == ids["prompt_ids"]
+        assert rendered.completions == [ids["chosen_ids"], ids["rejected_ids"]]
+        assert rendered.trained == [None, None]
+
+
+def test_a_completion_that_changes_the_end_of_the_prompt_starts_there_as_in_trl(tokenizer):
+    other = with_template_text(
+        tokenizer,
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}",
+    )
+    (ids,) = trl_ids(other, [{"prompt": [USER], "chosen": [YES], "rejected": [call("a", "No.")]}])
+    rendered = render_messages(other, [USER], [[YES], [call("a", "No.")]], tools=[])
+    assert (rendered.prompt_ids, rendered.completions) == (ids["prompt_ids"], [ids["chosen_ids"], ids["rejected_ids"]])
+    assert rendered.moved == len("<think>")
+
+
+def test_one_turn_is_trained_to_its_end(tokenizer):
+    rendered = render_messages(tokenizer, [USER], [[call("a")]], tools=[WEATHER])
+    assert rendered.trained == [None]
+    assert tokenizer.decode(rendered.completions[0]).endswith("</tool_call><|im_end|>\n")
+
+
+@pytest.mark.parametrize("template", [None, "qwen2_5", "qwen3"])
+def test_what_stands_between_turns_is_not_trained(tokenizer, template):
+    """Qwen3 writes an empty thought into the last turn, so there a turn alone does not render as it does inside."""
+    tokenizer = with_template(tokenizer, template) if template else tokenizer
+    completion = [call("ą", "One."), TOOL, call("b"), TOOL, YES, USER, YES]
+    rendered = render_messages(tokenizer, [USER], [completion], tools=[WEATHER])
+    found = parts(tokenizer, rendered.completions[0], rendered.trained[0])
+    answer = "Yes.<|im_end|>"
+    last = f"<think>\n\n</think>\n\n{answer}\n" if template == "qwen3" else f"{answer}\n"
+    result = "\n<|im_start|>user\n<tool_response>\n2 mm\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    calls = [
+        f'<tool_call>\n{{"name": "weather", "arguments": {{"city": "{city}"}}}}\n</tool_call><|im_end|>'
+        for city in "ąb"
+    ]
+    question = f"\n<|im_start|>user\n{USER['content']}<|im_end|>\n<|im_start|>assistant\n"
+    assert found == [
+        *((1, f"One.\n{calls[0]}"), (0, result), (1, calls[1]), (0, result)),
+        *((1, answer), (0, question), (1, last)),
+    ]
+
+
+def test_a_completion_may_begin_and_end_with_what_the_model_did_not_write(tokenizer):
+    rendered = render_messages(tokenizer, [USER, call("a")], [[TOOL, YES, USER]], tools=[WEATHER])
+    found = parts(tokenizer, rendered.completions[0], rendered.trained[0])
+    assert [one for one, _ in found] == [0, 1, 0]
+    assert "2 mm" in found[0][1] and found[0][1].endswith("<|im_start|>assistant\n")
+    assert found[1][1] == "Yes.<|im_end|>"
+    assert "Łódź" in found[2][1]
+
+
+def test_tools_and_template_kwargs_reach_the_template(tokenizer):
+    other = with_template_text(
+        tokenizer,
+        "{{ mood }}{% if tools is not none %}{{ tools | length }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+    )
+    for tools, prefix in (([WEATHER], "glad1"), ([], "glad")):
+        rendered = render_messages(other, [USER], [[YES]], tools=tools, template_kwargs={"mood": "glad"})
+        assert other.decode(rendered.prompt_ids) == prefix + USER["content"]
+
+
+UNSTABLE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content if loop.last or m.role != 'assistant' else m.content[:2] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_template_that_changes_earlier_turns_is_refused_by_turn(tokenizer):
+    other = with_template_text(tokenizer, UNSTABLE)
+    with pytest.raises(InputError, match="message 0 of the completion cannot be told"):
+        render_messages(other, [USER], [[YES, TOOL, YES]], tools=[])
+    forgetful = UNSTABLE.replace("loop.last", "messages | length == 2")
+    with pytest.raises(InputError, match="message 0 of the completion cannot be told"):
+        render_messages(with_template_text(tokenizer, forgetful), [USER], [[YES, TOOL, YES]], tools=[])
+    late = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>"
+        "{{ 'late' if loop.first and messages | length > 3 }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    with pytest.raises(InputError, match="message 0 of the completion cannot be told"):
+        render_messages(with_template_text(tokenizer, late), [USER, YES], [[YES, USER]], tools=[])
+    renamed = late.replace("'late' if loop.first", "'late' if loop.index == 3")
+    with pytest.raises(InputError, match="message 2 of the completion cannot be told"):
+        render_messages(with_template_text(tokenizer, renamed), [USER], [[YES, TOOL, YES]], tools=[])
+    assert render_messages(other, [USER], [[YES]], tools=[]).trained == [None]
+
+
+def test_no_chat_template(tokenizer):
+    with pytest.raises(InputError, match="need a tokenizer with a chat template"):
+        render_messages(with_template_text(tokenizer, None), [USER], [[YES]], tools=[])
+
+
+def test_messages_that_the_template_refuses(tokenizer):
+    other = with_template_text(tokenizer, "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InputError, match=r"refuses the messages \(user\): TemplateError: roles must alternate"):
+        render_messages(other, [USER], [[YES]], tools=[])
+
+
+def test_a_completion_without_the_model(tokenizer):
+    with pytest.raises(InputError, match="needs a message of the assistant"):
+        render_messages(tokenizer, [USER], [[YES], [TOOL]], tools=[])
+
+
+def test_empty_prompt_and_no_end_token(tokenizer):
+    with pytest.raises(InputError, match="the prompt is empty"):
+        render_texts(tokenizer, "", ["a", "b"])
+    other = with_template_text(tokenizer, None)
+    other.eos_token = None
+    with pytest.raises(InputError, match="no end-of-text token"):
+        render_texts(other, "a", ["b", "c"])

@@ -1,0 +1,232 @@
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttpa.tools.hermes import parse
+
+KEYS = st.text(max_size=6) | st.sampled_from(["name", "arguments", "a/b", "~", "</tool_call>"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(
+    SCALARS | st.just("<tool_call>{}</tool_call>"),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(KEYS, parts, max_size=3),
+    max_leaves=8,
+)
+CALLS = st.lists(st.tuples(st.text(), st.dictionaries(KEYS, VALUES, max_size=4)), max_size=3)
+
+
+def text_of(calls, dumps=json.dumps):
+    return "\n".join(
+        f'<tool_call>\n{{"name": {dumps(name)}, "arguments": {dumps(arguments)}}}\n</tool_call>'
+        for name, arguments in calls
+    )
+
+
+def value_at(arguments, pointer):
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        arguments = arguments[int(key)] if isinstance(arguments, list) else arguments[key]
+    return arguments
+
+
+def check_spans(turn):
+    """Spans lie in the text and nest, whatever the text is."""
+    done = 0
+    for i, call in enumerate(turn.calls):
+        assert call.index == i
+        assert done <= call.span[0] <= call.span[1] <= len(turn.text)
+        done = call.span[1]
+        for inner in [call.name_span, call.close_span, *(f.value_span for f in call.fields.values())]:
+            if inner is not None:
+                assert call.span[0] <= inner[0] < inner[1] <= call.span[1]
+        for pointer, field in call.fields.items():
+            parent = pointer.rpartition("/")[0]
+            if pointer:
+                outer = call.fields[parent].value_span
+                assert outer[0] < (field.key_span or field.value_span)[0] and field.value_span[1] <= outer[1]
+    for error in turn.errors:
+        assert -1 <= error.call < len(turn.calls)
+        assert 0 <= error.span[0] <= error.span[1] <= len(turn.text)
+
+
+@settings(deadline=None)
+@given(CALLS, st.sampled_from(["", "Let me see. "]), st.booleans())
+def test_valid_turns(calls, before, ascii_only):
+    turn = parse(before + text_of(calls, lambda value: json.dumps(value, ensure_ascii=ascii_only)))
+    assert turn.errors == [] and turn.content == before.strip()
+    assert len(turn.calls) == len(calls)
+    check_spans(turn)
+    for call, (name, arguments) in zip(turn.calls, calls, strict=True):
+        assert call.complete and call.duplicates == []
+        assert call.name == name == json.loads(turn.text[slice(*call.name_span)])
+        assert json.dumps(call.arguments) == json.dumps(arguments)
+        assert turn.text[slice(*call.close_span)] == "}"
+        assert call.close_span[1] == call.fields[""].value_span[1]
+        for pointer, field in call.fields.items():
+            value = json.loads(turn.text[slice(*field.value_span)])
+            assert json.dumps(value) == json.dumps(field.value) == json.dumps(value_at(arguments, pointer))
+            if field.key_span is not None:
+                key = json.loads(turn.text[slice(*field.key_span)])
+                assert pointer.endswith("/" + key.replace("~", "~0").replace("/", "~1"))
+
+
+@settings(deadline=None)
+@given(
+    st.text()
+    | st.text(alphabet="{}[]\",:\\'tn1 <tool_call>/`name")
+    | st.lists(
+        st.sampled_from(
+            [
+                "<tool_call>",
+                "</tool_call>",
+                '{"name": "f"',
+                ', "arguments": ',
+                "{}",
+                "}",
+                "'",
+                "x",
+                "\n",
+                "```json",
+                '"{\\"a\\": 1}"',
+            ]
+        )
+    ).map("".join)
+)
+def test_no_text_raises(text):
+    check_spans(parse(text))
+
+
+@settings(deadline=None)
+@given(CALLS.filter(bool), st.data())
+def test_mutated_calls_parse_or_say_where_they_break(calls, data):
+    text = text_of(calls)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 8)))
+    turn = parse(text[:start] + data.draw(st.text(max_size=3)) + text[end:])
+    check_spans(turn)
+    for call in turn.calls:
+        readable = call.name is not None and call.arguments is not None and call.complete
+        assert readable or any(error.call == call.index for error in turn.errors)
+
+
+@settings(deadline=None)
+@given(CALLS.filter(lambda calls: len(calls) == 1), st.data())
+def test_a_cut_call_is_never_silent(calls, data):
+    text = text_of(calls)
+    turn = parse(text[: data.draw(st.integers(len("<tool_call>"), len(text) - 1))])
+    assert turn.errors and turn.calls[0].name in (None, calls[0][0])
+    check_spans(turn)
+
+
+GOOD = '{"name": "w", "arguments": {"city": "Oslo"}}'
+CALL = f"<tool_call>\n{GOOD}\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        (f"<tool_call>\n{GOOD}", [("format.envelope", 0, "")]),
+        (f"{GOOD}\n</tool_call>", [("format.envelope", 0, "{")]),
+        (GOOD, [("format.envelope", 0, "{"), ("format.envelope", 0, "")]),
+        (f"{CALL}\n</tool_call>", [("format.envelope", 0, "</tool_call>")]),
+        ("hello </tool_call>", [("format.envelope", -1, "</tool_call>")]),
+        (f"<tool_call>\n{GOOD}\n{CALL}", [("format.envelope", 0, "")]),
+        (f"<tool_call>\n```json\n{GOOD}\n```\n</tool_call>", [("format.repairable", 0, "```json")]),
+        (
+            "<tool_call>\n{'name': 'w', 'arguments': {'city': 'Oslo'}}\n</tool_call>",
+            [("format.repairable", 0, "'name'")],
+        ),
+        (
+            '<tool_call>\n{"name": "w", "arguments": "{\\"city\\": \\"Oslo\\"}"}\n</tool_call>',
+            [("format.repairable", 0, '"')],
+        ),
+        (f"<tool_call>\n{GOOD}}}\n</tool_call>", [("format.unparseable", 0, "}\n")]),
+    ],
+)
+def test_calls_that_can_be_read_in_spite_of_an_error(text, errors):
+    turn = parse(text)
+    assert [(e.code, e.call, text[slice(*e.span)]) for e in turn.errors] == errors
+    for call in turn.calls:
+        assert call.complete and (call.name, call.arguments) == ("w", {"city": "Oslo"})
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "place", "name", "arguments"),
+    [
+        ('{"name": "w", "arguments": {"city": "Oslo", "days": }}', "unparseable", "}}\n", "w", {"city": "Oslo"}),
+        ('{"name": "w", "arguments": {"city": "Oslo"}', "unparseable", "", "w", {"city": "Oslo"}),
+        ('{"name": "w", "arguments": {"city": "Os\nlo"}}', "unparseable", '\nlo"}}\n', "w", {}),
+        ("[1]", "unparseable", "[1]", None, None),
+        ('{"arguments": {}}', "unparseable", "}", None, {}),
+        ('{"name": 3, "arguments": {}}', "unparseable", "3", None, {}),
+        ('{"name": "w"}', "envelope", "}", "w", None),
+        ('{"name": "w", "arguments": [1]}', "envelope", "[1]", "w", None),
+        ('{"name": "v", "name": "w", "arguments": {}}', "envelope", '"name"', "w", {}),
+        ("", "unparseable", "", None, None),
+    ],
+)
+def test_broken_bodies(body, code, place, name, arguments):
+    text = f"<tool_call>\n{body}\n</tool_call> {CALL}"
+    turn = parse(text)
+    (error,) = turn.errors
+    assert (error.code, error.call, text[slice(*error.span)]) == (f"format.{code}", 0, place)
+    assert (turn.calls[0].name, turn.calls[0].arguments) == (name, arguments)
+    assert turn.calls[0].span == (0, text.index("</tool_call>") + len("</tool_call>"))
+    assert (turn.calls[1].name, turn.calls[1].arguments) == ("w", {"city": "Oslo"})
+
+
+def test_broken_text_arguments():
+    text = '<tool_call>\n{"name": "w", "arguments": "{\\"city\\": \\"Oslo\\", x"}\n</tool_call>'
+    turn = parse(text)
+    assert [(e.code, text[slice(*e.span)]) for e in turn.errors] == [
+        ("format.repairable", '"'),
+        ("format.unparseable", 'x"'),
+    ]
+    assert turn.calls[0].arguments == {"city": "Oslo"} and not turn.calls[0].complete
+
+
+@settings(deadline=None)
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_fields_of_text_arguments_stand_where_they_stand(arguments):
+    text = text_of([("w", json.dumps(arguments))])
+    (call,) = parse(text).calls
+    assert json.dumps(call.arguments) == json.dumps(arguments)
+    for pointer, field in call.fields.items():
+        raw = json.loads(f'"{text[slice(*field.value_span)]}"')
+        assert json.dumps(json.loads(raw)) == json.dumps(value_at(arguments, pointer))
+
+
+def test_duplicate_keys_are_kept():
+    text = '<tool_call>\n{"name": "w", "arguments": {"a": {"x": 1}, "b": 2, "a": {"y": 3}}}\n</tool_call>'
+    (call,) = parse(text).calls
+    assert call.arguments == {"a": {"y": 3}, "b": 2}
+    assert sorted(call.fields) == ["", "/a", "/a/y", "/b"]
+    ((pointer, field),) = call.duplicates
+    assert pointer == "/a" and text[slice(*field.value_span)] == '{"y": 3}' and field == call.fields["/a"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hello", f"I would write {GOOD} here.", '{"name": "w"}', '{"name": "w", "arguments": ']
+)
+def test_text_that_is_no_call(text):
+    turn = parse(text)
+    assert (turn.calls, turn.errors, turn.content) == ([], [], text.strip())
+
+
+def test_an_object_in_an_explanation_hides_no_call():
+    (call,) = parse(f'As in {{"name": "x {CALL}').calls
+    assert call.complete and call.arguments == {"city": "Oslo"}
+
+
+def test_long_nonsense_is_quick():
+    start = time.perf_counter()
+    for text in ('{"name":' * 20_000, "<tool_call>" * 5_000, f"{GOOD} x " * 5_000, "<tool_call>'" * 5_000):
+        parse(text)
+    assert time.perf_counter() - start < 5.0
+
+
+def test_text_around_calls_is_content():
+    turn = parse(f"First.\n{CALL}\nThen.\n{CALL}\n")
+    assert len(turn.calls) == 2 and turn.content == "First.\n\nThen."

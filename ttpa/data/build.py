@@ -1,0 +1,88 @@
+"""From rendered completions to a preference tree that is fit for training, or to a line in the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ttpa.data.messages import Message, calls_of
+from ttpa.data.render import Rendered, render_messages, render_texts
+from ttpa.data.report import DataReport
+from ttpa.errors import InputError
+from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_completions
+
+OnOverlength = Literal["error", "drop"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a path through a tree may be in tokens (None: any length), and what happens to one that is longer."""
+
+    max_length: int | None
+    on_overlength: OnOverlength = "drop"
+
+    def keep(self, tree: PreferenceTree, where: str, report: DataReport) -> bool:
+        """Whether the tree fits; one that does not is listed in the report, or raises InputError under "error"."""
+        longest = max(len(tree.completion_ids(leaf)) for leaf in range(len(tree.leaves)))
+        length = len(tree.prompt_ids) + longest
+        if self.max_length is None or length <= self.max_length:
+            return True
+        if self.on_overlength == "error":
+            raise InputError(
+                f"{tree.id!r} has {length} tokens, more than max_length {self.max_length}; "
+                "raise max_length or set on_overlength to drop"
+            )
+        report.drop(tree.id, where, "over max_length", f"{length} tokens, max_length is {self.max_length}")
+        return False
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, the completion to prefer and those that it is preferred to: texts, or checked messages."""
+
+    id: str
+    where: str
+    prompt: str | list[Message]
+    chosen: str | list[Message]
+    rejected: list[Any]
+    tools: list[dict[str, Any]]
+    template_kwargs: dict[str, Any]
+    origin: dict[str, Any]
+
+
+def build_tree(example: Example, *, tokenizer: Any, limits: Limits, report: DataReport) -> PreferenceTree | None:
+    """The tree of an example, its sides split at the first token in which they differ; rejected completions equal to
+    the chosen one, and trees over the limit, are listed in the report, and None is returned when nothing is left.
+    Raises InputError for what the tokenizer and its chat template refuse."""
+    sides = [example.chosen, *example.rejected]
+    rendered: Rendered
+    if isinstance(example.prompt, str):
+        rendered = render_texts(tokenizer, example.prompt, sides)
+    else:
+        rendered = render_messages(
+            tokenizer, example.prompt, sides, tools=example.tools, template_kwargs=example.template_kwargs
+        )
+    if rendered.moved:
+        detail = f"{rendered.moved} tokens"
+        report.repair(example.id, example.where, "prompt cut where prompt and completion merge", detail)
+    completions: list[Completion] = []
+    for side, ids, trained in zip(sides, rendered.completions, rendered.trained, strict=True):
+        if any(ids == earlier.ids for earlier in completions):
+            report.drop(example.id, example.where, "identical", "two completions have the same tokens")
+            continue
+        calls = [] if isinstance(side, str) else calls_of(side)
+        completions.append(Completion(ids, Leaf(node=-1, kind="given", calls=calls), trained=trained))
+    if len(completions) < 2:
+        return None
+    nodes, leaves = merge_completions(completions)
+    tree = PreferenceTree(
+        id=example.id,
+        prompt_ids=rendered.prompt_ids,
+        nodes=nodes,
+        leaves=leaves,
+        pairs=[Pair(chosen=0, rejected=leaf) for leaf in range(1, len(leaves))],
+        tools=example.tools,
+        messages=[] if isinstance(example.prompt, str) else example.prompt,
+        origin=example.origin,
+    )
+    return tree if limits.keep(tree, example.where, report) else None

@@ -1,0 +1,139 @@
+"""Messages to token ids: where the prompt ends, and which tokens the model wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ttpa.data.messages import Message
+from ttpa.errors import InputError
+from ttpa.tools.json_scan import Span
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Token ids of a prompt and of each completion after it, and per completion token 1 where the model wrote it (None:
+    all of them). `moved` tokens at the end of the prompt rendered alone do not stand before a completion."""
+
+    prompt_ids: list[int]
+    completions: list[list[int]]
+    trained: list[list[int] | None]
+    moved: int
+
+
+def render_texts(tokenizer: Any, prompt: str, completions: Sequence[str]) -> Rendered:
+    """Token ids of plain text, as TRL's DPOTrainer makes them: prompt and completion are encoded together, with the
+    end-of-text token appended where it is missing, and the completion starts at the first token that differs from the
+    prompt alone. Raises InputError for a tokenizer without end-of-text token and for an empty prompt or completion."""
+    eos = tokenizer.eos_token
+    if eos is None:
+        raise InputError("the tokenizer has no end-of-text token (eos_token)")
+    ended = [text if text.endswith(eos) else text + eos for text in completions]
+    sequences = [list(tokenizer(prompt + text, verbose=False)["input_ids"]) for text in ended]
+    return _split(list(tokenizer(prompt, verbose=False)["input_ids"]), sequences, [None] * len(sequences))
+
+
+def render_messages(
+    tokenizer: Any,
+    prompt: list[Message],
+    completions: Sequence[list[Message]],
+    *,
+    tools: list[dict[str, Any]],
+    template_kwargs: dict[str, Any] | None = None,
+) -> Rendered:
+    """Token ids of a conversation through the tokenizer's chat template; the same ids as TRL's DPOTrainer makes.
+
+    A completion of one assistant message is trained to its end, as in TRL. In a longer one, what stands between two
+    turns of the model (the space after a turn, headers, tool results, user turns) is not trained. Raises InputError
+    for a tokenizer without chat template, messages that the template refuses, and a template that changes earlier
+    turns when later ones follow, so that the tokens of a turn cannot be told (the turn is named).
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("messages need a tokenizer with a chat template, and this one has none")
+    render = partial(_render, tokenizer, tools, template_kwargs or {})
+    prompt_ids = tokenizer(render(prompt, True), add_special_tokens=False, verbose=False)["input_ids"]
+    sequences: list[list[int]] = []
+    masks: list[list[int] | None] = []
+    for completion in completions:
+        text = render(prompt + completion, False)
+        several = [message["role"] for message in completion] != ["assistant"]
+        try:
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=several, verbose=False)
+        except NotImplementedError:
+            raise InputError("completions of several messages need a fast tokenizer (tokenizer.json)") from None
+        sequences.append(list(encoded["input_ids"]))
+        masks.append(None)
+        if several:
+            spans = _written(render, tokenizer.eos_token, prompt, completion, text)
+            masks[-1] = [int(any(a < e and s < b for s, e in spans)) for a, b in encoded["offset_mapping"]]
+    return _split(list(prompt_ids), sequences, masks)
+
+
+def _render(
+    tokenizer: Any, tools: list[dict[str, Any]], kwargs: dict[str, Any], messages: list[Message], open_turn: bool
+) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=open_turn, **kwargs
+        )
+    except Exception as error:  # a template is a foreign program and may fail in any way
+        roles = ", ".join(message["role"] for message in messages)
+        problem = f"{type(error).__name__}: {error}"
+        raise InputError(f"the chat template refuses the messages ({roles}): {problem}") from error
+
+
+def _written(
+    render: Callable[[list[Message], bool], str],
+    eos: str | None,
+    prompt: list[Message],
+    completion: list[Message],
+    text: str,
+) -> list[Span]:
+    """The characters of `text`, the rendered conversation, that the model wrote in the turns of the completion."""
+    turns = [i for i, message in enumerate(completion) if message["role"] == "assistant"]
+    if not turns:
+        raise InputError("a completion needs a message of the assistant")
+    spans = []
+    for turn in turns:
+        unstable = InputError(
+            f"message {turn} of the completion cannot be told in the rendered conversation: the chat template changes "
+            "it when later messages follow; use a template that keeps earlier turns as they are"
+        )
+        head = render(prompt + completion[:turn], True)
+        start = _common(head, text)
+        # Some templates open a turn differently than they write it (an empty thought). At the first turn that only
+        # moves the end of the prompt; later it would leave unclear what the model wrote.
+        if start < len(head if turn > 0 else render(prompt, False).rstrip()):
+            raise unstable
+        end = len(text)
+        if turn < len(completion) - 1:
+            closed = render(prompt + completion[: turn + 1], False).rstrip()
+            if text.startswith(closed):
+                end = len(closed)
+            elif eos and closed.endswith(eos) and eos in text[start:]:
+                # Qwen3 writes an empty thought into the last turn only; the end of the turn can still be told.
+                end = text.index(eos, start) + len(eos)
+            else:
+                raise unstable
+        spans.append((start, end))
+    return spans
+
+
+def _split(prompt: list[int], sequences: list[list[int]], masks: list[list[int] | None]) -> Rendered:
+    length = min(_common(prompt, ids) for ids in sequences)
+    if length == 0:
+        raise InputError("the prompt is empty")
+    if any(len(ids) == length for ids in sequences):
+        raise InputError("a completion is empty")
+    return Rendered(
+        prompt_ids=prompt[:length],
+        completions=[ids[length:] for ids in sequences],
+        trained=[None if mask is None else mask[length:] for mask in masks],
+        moved=len(prompt) - length,
+    )
+
+
+def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,79 @@
+"""The data report: what was read, kept, dropped and repaired, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class DataReport:
+    """What a reader did with a file or folder. `read` counts what `unit` names, `kept` counts trees; each entry of
+    `dropped` and `repaired` has the id, the place (file:line), a reason out of a small set, and what is particular to
+    it; `counts` holds what else a format counts and `notes` what the user should know of the whole."""
+
+    path: str
+    format: str
+    unit: str = "rows"
+    read: int = 0
+    kept: int = 0
+    dropped: list[dict[str, str]] = field(default_factory=list)
+    repaired: list[dict[str, str]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def drop(self, id: str, where: str, reason: str, detail: str = "") -> None:
+        """List one thing that was left out."""
+        self.dropped.append({"id": id, "where": where, "reason": reason, "detail": detail})
+
+    def repair(self, id: str, where: str, repair: str, detail: str = "") -> None:
+        """List one thing that was not used as it stands in the file."""
+        self.repaired.append({"id": id, "where": where, "repair": repair, "detail": detail})
+
+    def count(self, name: str) -> None:
+        """Add one to a counter of the format."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def note(self, text: str) -> None:
+        """Say something about the whole file, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as one JSON object, with counters by reason before the lists."""
+        return {
+            "path": self.path,
+            "format": self.format,
+            "unit": self.unit,
+            "read": self.read,
+            "kept": self.kept,
+            "counts": self.counts,
+            "dropped_by_reason": dict(Counter(entry["reason"] for entry in self.dropped)),
+            "repaired_by_kind": dict(Counter(entry["repair"] for entry in self.repaired)),
+            "notes": self.notes,
+            "dropped": self.dropped,
+            "repaired": self.repaired,
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write the report as indented JSON, under a temporary name that is renamed to `path`."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    def table(self) -> str:
+        """The counters as a short text table."""
+        record = self.to_dict()
+        rows = [(f"{self.unit} read", self.read), *self.counts.items()]
+        rows += [(f"dropped: {reason}", number) for reason, number in record["dropped_by_reason"].items()]
+        rows += [(f"repaired: {kind}", number) for kind, number in record["repaired_by_kind"].items()]
+        rows.append(("trees kept", self.kept))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{self.path} ({self.format})"] + [f"  {name:<{width}}  {number:>8}" for name, number in rows]
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])

@@ -1,0 +1,100 @@
+"""One weight per token of a pair: more where ESM found the error and on what should stand there, less behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ttpa.errors import InputError
+from ttpa.esm.strict import match, with_comma
+from ttpa.tools.call import Call
+from ttpa.tools.hermes import ParsedCall, ParsedTurn, parse
+from ttpa.tools.json_scan import Span
+from ttpa.tools.schema import functions
+from ttpa.tools.tokens import completion_text, tokens_of
+from ttpa.trees.record import Pair, PreferenceTree
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Weights behind the fork of a pair: `error` for the tokens of an error and of what should stand in its place,
+    `follow` for all others. Both 1 is plain DPO. Raises InputError unless both are finite and not negative."""
+
+    error: float = 2.0
+    follow: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in (("error", self.error), ("follow", self.follow)):
+            if not math.isfinite(value) or value < 0:
+                raise InputError(f"the weight {name!r} must be a finite number of at least 0, not {value}")
+
+
+def pair_weights(
+    tree: PreferenceTree, pair: Pair, tokenizer: Any, options: WeightOptions
+) -> tuple[list[float], list[float]]:
+    """Weights of the completion tokens of the chosen and of the rejected leaf of a pair.
+
+    Tokens before the first one in which the two differ weigh 1, so they cancel in the margin. From there on, tokens of
+    the rejected leaf's errors weigh `options.error`, and so do, on the chosen side, the tokens of what the errors name:
+    the value at the same pointer, the parameter or the call that is missing, the tool's name; for an error that names
+    nothing there (a surplus parameter or call, broken text), the first token that differs. All other tokens weigh
+    `options.follow`. If the rejected leaf has no errors on record, all weights are 1. Tokens that the model did not
+    write weigh 0. Raises InputError for a tokenizer that `token_spans` cannot read.
+    """
+    chosen, rejected = tree.completion_ids(pair.chosen), tree.completion_ids(pair.rejected)
+    errors = tree.leaves[pair.rejected].errors
+    chosen_weights, rejected_weights = [1.0] * len(chosen), [1.0] * len(rejected)
+    if errors and (options.error, options.follow) != (1.0, 1.0):
+        fork = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+        if fork is None:
+            fork = min(len(chosen), len(rejected))
+        wrong = [(a, b) for a, b in (error["tokens"] or (0, 0) for error in errors)]
+        right = list(_counterparts(tree, chosen, rejected, errors, fork, tokenizer))
+        for weights, ranges in ((chosen_weights, right), (rejected_weights, wrong)):
+            weights[fork:] = [options.follow] * (len(weights) - fork)
+            for start, end in ranges:
+                for i in range(max(start, fork), min(end, len(weights))):
+                    weights[i] = options.error
+    return (
+        [w * t for w, t in zip(chosen_weights, tree.trained(pair.chosen), strict=True)],
+        [w * t for w, t in zip(rejected_weights, tree.trained(pair.rejected), strict=True)],
+    )
+
+
+def _counterparts(
+    tree: PreferenceTree,
+    chosen: list[int],
+    rejected: list[int],
+    errors: list[dict[str, Any]],
+    fork: int,
+    tokenizer: Any,
+) -> Iterator[tuple[int, int]]:
+    """Token ranges of the chosen side that stand for the errors of the rejected side."""
+    text, spans = completion_text(tokenizer, chosen)
+    turn = parse(text)
+    wanted = [Call(call.name or "", call.arguments or {}) for call in turn.calls]
+    partner = dict(match(parse(completion_text(tokenizer, rejected)[0]), wanted, functions(tree.tools)))
+    unmatched = [call for call in turn.calls if call.index not in partner.values()]
+    for error in errors:
+        code, call = error["code"], turn.calls[partner[error["call"]]] if error["call"] in partner else None
+        found: list[Span | None] = []
+        if code in ("no_call", "call.missing"):
+            found = [missing.span for missing in unmatched]
+        elif call is not None and code.startswith("tool."):
+            found = [call.name_span]
+        elif call is not None:
+            found = [_field_span(turn, call, code, error["pointer"])]
+        ranges = [tokens_of(span, spans) for span in found if span is not None]
+        yield from ranges or [(fork, fork + 1)]
+
+
+def _field_span(turn: ParsedTurn, call: ParsedCall, code: str, pointer: str) -> Span | None:
+    """Where the chosen call has what the error is about: a whole parameter if it was missing, else a value."""
+    part = call.fields.get(pointer)
+    if part is None or not code.startswith(("param.missing", "value.")):
+        return None
+    if code.startswith("param.missing") and part.key_span is not None:
+        return with_comma(turn.text, (part.key_span[0], part.value_span[1]))
+    return part.value_span

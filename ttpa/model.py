@@ -1,0 +1,244 @@
+"""Hugging Face models: loading, attention over packed trees, log-probabilities of head rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from ttpa_kernels import linear_logp
+
+from ttpa.errors import InputError
+from ttpa.trees.pack import TreeBatch, pack_trees
+from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_completions
+
+TREE_ATTENTION = "ttpa_tree"
+
+
+def load_model(path: Path | str, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a causal language model from a folder or by its Hugging Face name, onto the CPU, ready for packed trees.
+
+    Tree attention is on and dropout off. Only safetensors are read and no code from the folder runs. Raises
+    InputError where there is no such model and where it cannot be trained on trees (`use_tree_attention`).
+    """
+    config = _pretrained(AutoConfig, path)
+    _refuse(config, path)
+    model = use_tree_attention(
+        _pretrained(AutoModelForCausalLM, path, config=config, dtype=dtype, use_safetensors=True)
+    )
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; raises InputError where there is none, and where it has no chat template."""
+    tokenizer = _pretrained(AutoTokenizer, path)
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the tokenizer has no chat template, so messages and tools cannot become tokens: use the instruct version "
+            "of the model, or save its template as chat_template.jinja beside the tokenizer",
+            path=path,
+        )
+    return tokenizer
+
+
+def _pretrained(loader: Any, path: Path | str, **options: Any) -> Any:
+    if not Path(path).is_dir() and str(path).count("/") != 1:
+        raise InputError(
+            "there is no such folder; give a model folder or a Hugging Face name such as org/model", path=path
+        )
+    try:
+        return loader.from_pretrained(path, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be loaded: {error}", path=path) from error
+
+
+def use_tree_attention(model: PreTrainedModel) -> PreTrainedModel:
+    """Switch a model to tree attention, for good, and return it.
+
+    The setting belongs to the model's own config and is not saved with it. Without a tree the attention is
+    transformers' SDPA, so the model generates and runs as before. Raises InputError, with the model type and the
+    reason, for models with other attention than full causal attention, with a head that does more than one matrix
+    product, with attention that transformers does not let one replace, and for any other whose log-probabilities of
+    a small packed tree are not those of its plain forward (tried at once, unless the weights are on the meta device).
+    """
+    name = model.config.name_or_path or None
+    _refuse(model.config, name)
+    head, problem = model.get_output_embeddings(), None
+    if not model._supports_attention_backend:
+        problem = "its attention cannot be replaced through transformers' AttentionInterface"
+    elif getattr(model, "_is_stateful", False):
+        problem = "it keeps a recurrent state"
+    elif any(name.endswith("sinks") for name, _ in model.named_parameters()):
+        problem = "attention sinks are not supported"
+    elif head is None:
+        problem = "it has no language model head"
+    elif getattr(head, "bias", None) is not None:
+        problem = "a head with a bias is not supported"
+    else:
+        model.set_attn_implementation(TREE_ATTENTION)
+        if model.device.type != "meta":
+            problem = _try_out(model)
+    if problem:
+        raise _not_served(model.config, name, problem)
+    return model
+
+
+# What bends or scales logits or scores on the way, by the names that configs use for it.
+_BENDS = ("attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def _refuse(config: PreTrainedConfig, path: Path | str | None) -> None:
+    """Raise InputError for what the config alone rules out."""
+    text, problem = config.get_text_config(decoder=True), None
+    layer_types = getattr(text, "layer_types", None)
+    others = sorted(set(layer_types or ()) - {"full_attention"})
+    if config.is_encoder_decoder:
+        problem = "an encoder-decoder is not supported"
+    elif others:
+        problem = f"it has layers of type {', '.join(others)}, and only full_attention is supported"
+    elif layer_types is None and getattr(text, "sliding_window", None) is not None:
+        problem = "sliding-window attention is not supported"
+    for name in _BENDS:
+        if problem is None and getattr(text, name, None) is not None:
+            problem = f"softcapping ({name}) is not supported"
+    for name in _SCALES:
+        if problem is None and getattr(text, name, None) not in (None, 1):
+            problem = f"scaling of logits ({name}) is not supported"
+    if problem:
+        raise _not_served(config, path, problem)
+
+
+def _not_served(config: PreTrainedConfig, path: Path | str | None, problem: str) -> InputError:
+    return InputError(f"model type {config.model_type!r} cannot be trained on trees: {problem}", path=path)
+
+
+@torch.no_grad()
+def _try_out(model: PreTrainedModel) -> str | None:
+    """What is wrong with the log-probabilities of a small tree, None where they are those of the plain forward."""
+    nodes, leaves = merge_completions(Completion(ids, Leaf(0, "given")) for ids in ([2, 4, 6], [2, 5]))
+    tree = PreferenceTree("probe", [1, 3], nodes, leaves, [Pair(0, 1)])
+    batch = pack_trees([tree]).to(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        logp_R = packed_logps(model, batch)
+        sums = torch.cat([batch.chosen_PR @ logp_R.double(), batch.rejected_PR @ logp_R.double()])
+        expected = []
+        for leaf in range(2):
+            ids = torch.tensor([tree.prompt_ids + tree.completion_ids(leaf)], device=model.device)
+            plain = model(input_ids=ids, use_cache=False).logits[0, 1:-1].double().log_softmax(dim=-1)
+            expected.append(plain.gather(1, ids[0, 2:, None]).sum())
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"its attention does not take a tree ({error})"
+    finally:
+        model.train(was_training)
+    # bf16 rounds hidden states at 2^-8; what this is here to find (a mask that is ignored, a scaled head) is far larger
+    tolerance = 5e-2 if model.dtype.itemsize == 2 else 1e-3
+    plain_sums = torch.stack(expected)
+    worst = float(((sums - plain_sums).abs() / (1 + plain_sums.abs())).max())
+    return None if worst < tolerance else f"its log-probabilities over a tree are off by {worst:.1e} of their size"
+
+
+@dataclass
+class _TreeMask:
+    """One tree of a pack: its prompt is plain causal, its completions see what `bias` leaves at 0."""
+
+    prompt: slice
+    completions: slice
+    whole: slice
+    bias: torch.Tensor  # [completion tokens, tokens of the tree], 0 or -inf
+
+
+def _tree_masks(batch: TreeBatch, dtype: torch.dtype) -> list[_TreeMask]:
+    masks = []
+    for start, prompt_end, end in zip(batch.tree_starts, batch.prompt_ends, batch.tree_starts[1:], strict=False):
+        index = torch.arange(start, end, device=batch.end_T.device)
+        i, j = index[prompt_end - start :, None], index[None, :]
+        sees = (j <= i) & (i < batch.end_T[start:end])
+        bias = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
+        masks.append(_TreeMask(slice(start, prompt_end), slice(prompt_end, end), slice(start, end), bias))
+    return masks
+
+
+def _tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    tree: list[_TreeMask] | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention as transformers calls it: `[1, heads, T, width]` in, `[1, T, heads, width]` out."""
+    if tree is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    # Off the CPU the kernels that take a mask want as many key heads as query heads.
+    grouped, scale = query.device.type == "cpu", options.get("scaling")
+    if not grouped:
+        key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
+    parts = []
+    for mask in tree:
+        q, k, v = query[:, :, mask.prompt], key[:, :, mask.prompt], value[:, :, mask.prompt]
+        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped))
+        q, k, v = query[:, :, mask.completions], key[:, :, mask.whole], value[:, :, mask.whole]
+        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bias, scale=scale, enable_gqa=grouped))
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+
+
+AttentionInterface.register(TREE_ATTENTION, _tree_attention)
+AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+
+
+def packed_hidden(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
+    """The last hidden states `[T, H]` of packed trees, each token seeing its ancestors only, in the model's dtype."""
+    assert model.config._attn_implementation == TREE_ATTENTION, "call use_tree_attention(model) first"
+    output = model.get_decoder()(
+        input_ids=batch.ids_T[None],
+        position_ids=batch.position_T[None],
+        # transformers hands a mask of four dimensions down as it is and builds none of its own
+        attention_mask=batch.end_T[None, None, None],
+        tree=_tree_masks(batch, model.dtype),
+        use_cache=False,
+    )
+    return output.last_hidden_state[0]
+
+
+def head_weight(model: PreTrainedModel) -> torch.Tensor:
+    """The weight `[V, H]` of the language model head."""
+    return model.get_output_embeddings().weight
+
+
+def packed_logps(model: PreTrainedModel, batch: TreeBatch, *, report: bool = True) -> torch.Tensor:
+    """Log-probabilities in nats, fp32, of the head rows of packed trees.
+
+    The trained rows come first and carry a gradient, the reported rows come after and carry none. Without `report`
+    only the first `batch.num_trained` rows are computed. The same weights give the same bits with and without a
+    gradient.
+    """
+    weight_VH, trained = head_weight(model), batch.num_trained
+    hidden_TH = packed_hidden(model, batch).to(weight_VH.dtype)  # they differ under autocast
+    logp_R = linear_logp(hidden_TH[batch.row_R[:trained]], weight_VH, batch.target_R[:trained])
+    if not report:
+        return logp_R
+    with torch.no_grad():
+        reported_R = linear_logp(hidden_TH[batch.row_R[trained:]], weight_VH, batch.target_R[trained:])
+    return torch.cat([logp_R, reported_R])
