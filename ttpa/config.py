@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import os
 import shutil
 import sys
 import textwrap
@@ -18,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from ttpa.errors import InputError
+from ttpa.files import atomic_write
 
 ConfigT = TypeVar("ConfigT")
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -86,11 +86,8 @@ def save_config(config: Any, path: Path | str) -> None:
     """Write a configuration as YAML that `--config` reads back, under a temporary name that is renamed."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
 
 
 def run_command(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ttpa.errors import InputError
+from ttpa.files import atomic_write
 
 
 def read_text(path: Path | str) -> str:
@@ -74,16 +74,9 @@ def read_json_values(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
 def write_json_lines(path: Path | str, records: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, UTF-8, under a temporary name that is renamed to `path` when all is written;
     folders on the way are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _skip_space(text: str, at: int) -> int:

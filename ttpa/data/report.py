@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ttpa.files import atomic_write
 
 
 @dataclass
@@ -61,11 +62,8 @@ class DataReport:
 
     def save(self, path: Path | str) -> None:
         """Write the report as indented JSON, under a temporary name that is renamed to `path`."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with atomic_write(path) as file:
+            file.write(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
 
     def table(self) -> str:
         """The counters as a short text table."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from ttpa.errors import InputError
+from ttpa.files import atomic_write
 from ttpa.trees.record import Leaf, Node, Pair, PreferenceTree
 
 KINDS = ("gold", "trunk", "branch", "given")
@@ -20,11 +20,12 @@ FINISHES = ("stop", "length")
 def iterate_trees(path: Path | str) -> Iterator[PreferenceTree]:
     """Yield the trees of a JSON Lines file one by one; empty lines are skipped.
 
-    Raises InputError with file and line for broken JSON, a missing or unknown field, a value of the wrong type, an
-    index out of range, nodes that are not in depth-first order, and a pair whose two sides are the same.
+    Raises InputError with file and line for text that is not UTF-8, broken JSON, a missing or unknown field, a value
+    of the wrong type, an index out of range, nodes that are not in depth-first order, and a pair whose two sides are
+    the same.
     """
     try:
-        lines = open(path, encoding="utf-8")  # noqa: SIM115 (closed by the with below)
+        lines = open(path, "rb")  # noqa: SIM115 (closed by the with below)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from error
     with lines:
@@ -32,7 +33,13 @@ def iterate_trees(path: Path | str) -> Iterator[PreferenceTree]:
             if not line.strip():
                 continue
             try:
-                tree = _tree(json.loads(line))
+                # line by line, so that a broken character has its line; editors put a mark before the first one
+                tree = _tree(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
+            except UnicodeDecodeError as error:
+                problem = f"not UTF-8 text ({error.reason}); convert the file to UTF-8"
+                raise InputError(problem, path=path, line=number) from error
+            except RecursionError as error:
+                raise InputError("not a tree: nested too deeply", path=path, line=number) from error
             except json.JSONDecodeError as error:
                 raise InputError(f"not JSON ({error}); write one tree a line", path=path, line=number) from error
             except _Fault as error:
@@ -47,16 +54,11 @@ def read_trees(path: Path | str) -> list[PreferenceTree]:
 
 def write_trees(path: Path | str, trees: Iterable[PreferenceTree]) -> int:
     """Write trees as JSON Lines and return how many; `path` changes only once the last one is written."""
-    path, count = Path(path), 0
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for tree in trees:
-                file.write(json.dumps(tree.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n")
-                count += 1
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    count = 0
+    with atomic_write(path) as file:
+        for tree in trees:
+            file.write(json.dumps(tree.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n")
+            count += 1
     return count
 
 

@@ -17,8 +17,8 @@ class Toolbox:
     """An executable environment of calendar, messages, shop and travel tools over one JSON state.
 
     `seed` decides the initial state: the same seed gives the same state, and the same calls then give the same
-    results. `people`, `titles` and `cities` are the names that the state is made of; None takes the built-in lists.
-    Nothing here reads a clock, a file or the network.
+    results. `people`, `titles`, `cities` and `days` (month, day) are what the state is made of; None takes the
+    built-in lists. Nothing here reads a clock, a file or the network.
     """
 
     def __init__(
@@ -28,16 +28,14 @@ class Toolbox:
         people: list[str] | None = None,
         titles: list[str] | None = None,
         cities: list[str] | None = None,
+        days: list[tuple[int, int]] | None = None,
     ) -> None:
         rng = random.Random(seed)
-        self.people = people or names.PEOPLE
-        self.titles = titles or names.TITLES
-        self.cities = cities or names.CITIES
         self.state: State = {
-            **calendar.initial_state(rng, self.titles),
-            **messages.initial_state(rng, self.people),
+            **calendar.initial_state(rng, titles or names.TITLES, days or names.DAYS),
+            **messages.initial_state(rng, people or names.PEOPLE),
             **shop.initial_state(rng),
-            **travel.initial_state(rng, self.cities),
+            **travel.initial_state(rng, cities or names.CITIES),
         }
         domains = (calendar, messages, shop, travel)
         self.by_name: dict[str, Tool] = {tool.name: tool for domain in domains for tool in domain.TOOLS}
@@ -56,7 +54,7 @@ class Toolbox:
             return {"error": "invalid_arguments", "message": f"{problem.json_path}: {problem.message}"}
         before = copy.deepcopy(self.state)
         try:
-            return tool.run(self.state, copy.deepcopy(call.arguments))
+            return copy.deepcopy(tool.run(self.state, copy.deepcopy(call.arguments)))
         except ToolError as error:
             self.state = before
             return {"error": error.code, "message": str(error)}

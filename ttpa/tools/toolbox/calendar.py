@@ -5,19 +5,20 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ttpa.tools.toolbox.tool import State, Tool, ToolError, find, new_id
 from ttpa.tools.toolbox.schemas import COUNT, DATE, FLAG, NAME, TEXT, TIME, array, choice, record
+from ttpa.tools.toolbox.tool import State, Tool, ToolError, find, new_id
 
 PARTS = {"morning": ("08:00", "12:00"), "afternoon": ("12:00", "17:00"), "evening": ("17:00", "22:00")}
 
 
-def initial_state(rng: random.Random, titles: list[str]) -> State:
-    """Six events on six days of 2026 and no reminders."""
+def initial_state(rng: random.Random, titles: list[str], days: list[tuple[int, int]]) -> State:
+    """Six events on days of 2026 and no reminders."""
     events = {}
     for number, title in enumerate(rng.sample(titles, 6)):
+        month, day = rng.choice(days)
         events[f"e{rng.randrange(10 * number + 100, 10 * number + 110)}"] = {
             "title": title,
-            "date": f"2026-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}",
+            "date": f"2026-{month:02}-{day:02}",
             "start": f"{rng.randint(8, 20):02}:{rng.choice((0, 15, 30, 45)):02}",
             "minutes": rng.choice((30, 45, 60, 90)),
             "calendar": rng.choice(("work", "home", "family")),

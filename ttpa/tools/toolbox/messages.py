@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ttpa.tools.toolbox.tool import State, Tool, ToolError, find, new_id
 from ttpa.tools.toolbox.schemas import COUNT, FLAG, NAME, TEXT, array, choice, record
+from ttpa.tools.toolbox.tool import State, Tool, ToolError, find, new_id
 
 
 def initial_state(rng: random.Random, people: list[str]) -> State:

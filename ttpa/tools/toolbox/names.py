@@ -15,7 +15,8 @@ LAST = (
 CITIES = (
     "Oslo Lisbon Madrid Vienna Prague Athens Dublin Zurich Warsaw Helsinki Geneva Munich Porto Naples Seville Lyon "
     "Krakow Bergen Malmo Ghent Leipzig Toulouse Valencia Bologna Tallinn Riga Vilnius Zagreb Sofia Ankara Cairo Tunis "
-    "Dakar Lagos Nairobi Osaka Kyoto Seoul Hanoi Manila Delhi Mumbai Quito Lima Bogota Havana Boston Denver Seattle Toronto"
+    "Dakar Lagos Nairobi Osaka Kyoto Seoul Hanoi Manila Delhi Mumbai Quito Lima Bogota Havana Boston Denver Seattle "
+    "Toronto"
 ).split()
 STREETS = "Oak Maple Cedar Birch Linden Harbour Mill Church Garden Station Castle Bridge Market River Forest".split()
 MATTERS = (
@@ -30,3 +31,4 @@ PRODUCTS = (
 
 PEOPLE = [f"{first} {last}" for first in FIRST for last in LAST]
 TITLES = [f"{matter} {kind}" for matter in MATTERS for kind in KINDS]
+DAYS = [(month, day) for month in range(1, 13) for day in range(1, 29)]

@@ -6,8 +6,8 @@ import random
 from typing import Any
 
 from ttpa.tools.toolbox import names
-from ttpa.tools.toolbox.tool import State, Tool, ToolError, find, new_id
 from ttpa.tools.toolbox.schemas import COUNT, DATE, MONEY, NAME, TEXT, choice, record
+from ttpa.tools.toolbox.tool import State, Tool, ToolError, find, new_id
 
 CATEGORIES = ("home", "outdoor", "books", "electronics", "clothing")
 RATES = {"EUR": 1.0, "USD": 1.1, "GBP": 0.85}
@@ -122,7 +122,9 @@ TOOLS = [
     Tool(
         "transfer_money",
         "Send money to somebody.",
-        record(recipient=NAME, money=MONEY, account=ACCOUNT, date=DATE, note=TEXT, optional=("account", "date", "note")),
+        record(
+            recipient=NAME, money=MONEY, account=ACCOUNT, date=DATE, note=TEXT, optional=("account", "date", "note")
+        ),
         transfer_money,
     ),
     Tool(

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from random_trees import random_tree
+
+from ttpa.errors import InputError
+from ttpa.esm.weights import WeightOptions
+from ttpa.model import packed_logps, use_tree_attention
+from ttpa.training.batches import likelihood_examples, packs, preference_examples
+from ttpa.training.config import TrainConfig
+from ttpa.training.loop import gradient, train_round
+from ttpa.trees.record import Pair
+
+CONFIG = TrainConfig(learning_rate=1e-3, batch_size=8, max_steps=3, logging_steps=1)
+TREES = [random_tree(seed) for seed in range(6)]
+
+
+def examples_of(trees, tokenizer, loss_type):
+    if loss_type == "sft":
+        return likelihood_examples(trees)
+    return preference_examples(trees, tokenizer=tokenizer, options=WeightOptions())
+
+
+@pytest.fixture
+def policy(tiny_model):
+    return use_tree_attention(tiny_model)
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "sft"])
+def test_a_step_does_not_depend_on_how_it_is_cut(policy, tokenizer, loss_type):
+    reference = None if loss_type == "sft" else copy.deepcopy(policy).requires_grad_(False)
+    with torch.no_grad():  # so that the margins are not 0
+        for parameter in policy.parameters():
+            parameter.mul_(1.05)
+    examples = examples_of(TREES, tokenizer, loss_type)
+    found = []
+    for pack_tokens in (10_000, 100, 1):
+        policy.zero_grad()
+        config = replace(CONFIG, loss_type=loss_type, pack_tokens=pack_tokens)
+        metrics, tokens = gradient(policy, reference, examples, config=config)
+        found.append((metrics, tokens, torch.cat([p.grad.flatten() for p in policy.parameters()])))
+    for metrics, tokens, grad in found[1:]:
+        assert metrics == pytest.approx(found[0][0], rel=1e-5) and tokens == found[0][1]
+        assert (grad - found[0][2]).norm() < 1e-5 * found[0][2].norm()
+
+
+def test_sft_is_the_mean_over_the_tokens_of_distinct_chosen_leaves(policy):
+    tree = random_tree(3, num_leaves=4)
+    tree.pairs = [Pair(2, 0), Pair(2, 1), Pair(3, 1)]
+    want, count = 0.0, 0
+    for leaf in (2, 3):
+        ids = torch.tensor([tree.prompt_ids + tree.completion_ids(leaf)])
+        number = len(tree.completion_ids(leaf))
+        logp = policy(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(dim=-1)
+        want -= logp.gather(1, ids[0, 1:, None])[-number:].sum().item()
+        count += number
+    metrics, _ = gradient(policy, None, likelihood_examples([tree]), config=replace(CONFIG, loss_type="sft"))
+    assert metrics == {"loss": pytest.approx(want / count, rel=1e-5)}
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "robust", "hinge", "ipo", "sft"])
+def test_training_lowers_the_loss_from_its_known_start(policy, tokenizer, loss_type):
+    lines = []
+    config = replace(CONFIG, loss_type=loss_type, max_steps=12, batch_size=100)
+    done = train_round(policy, tokenizer, TREES, config=config, log=lines.append, seed=0)
+    assert (done["steps"], len(lines)) == (12, 12) and done["tokens"] == lines[-1]["num_tokens"]
+    starts = {"sigmoid": math.log(2), "robust": math.log(2), "hinge": 1.0, "ipo": (0.5 / 0.1) ** 2}
+    if loss_type in starts:
+        assert lines[0]["loss"] == pytest.approx(starts[loss_type], abs=1e-6 * starts[loss_type])
+        assert lines[0]["rewards/margins"] == 0 < lines[-1]["rewards/margins"]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_log_holds_means_since_its_last_line(policy, tokenizer):
+    every, some = [], []
+    other = copy.deepcopy(policy)
+    config = replace(CONFIG, max_steps=5)
+    train_round(policy, tokenizer, TREES, config=config, log=every.append, seed=0)
+    train_round(other, tokenizer, TREES, config=replace(config, logging_steps=3), log=some.append, seed=0)
+    assert [line["step"] for line in some] == [1, 3, 5]
+    for name in ("loss", "grad_norm", "rewards/margins"):
+        values = [line[name] for line in every]
+        assert [line[name] for line in some] == pytest.approx(
+            [values[0], sum(values[1:3]) / 2, sum(values[3:]) / 2], rel=1e-4, abs=1e-9
+        )
+
+
+def test_the_gradient_is_clipped(policy, tokenizer):
+    start = copy.deepcopy(policy)
+    config = replace(CONFIG, max_steps=1, max_grad_norm=1e-12)  # far below AdamW's eps, so nothing moves
+    train_round(policy, tokenizer, TREES, config=config, log=lambda line: None, seed=0)
+    for old, new in zip(start.parameters(), policy.parameters(), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_does_not_compute_the_same_twice_is_refused(policy, tokenizer):
+    policy.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output + torch.randn(32))
+    with pytest.raises(InputError, match="not ln 2"):
+        train_round(policy, tokenizer, TREES, config=CONFIG, log=lambda line: None, seed=0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(policy, tokenizer):
+    with torch.no_grad():
+        policy.model.norm.weight.fill_(math.nan)
+    with pytest.raises(InputError, match="step 1: the loss is nan"):
+        train_round(policy, tokenizer, TREES, config=CONFIG, log=lambda line: None, seed=0)
+
+
+def test_bf16_starts_at_ln_2_as_well(policy, tokenizer):
+    lines = []
+    train_round(policy, tokenizer, TREES, config=replace(CONFIG, bf16=True), log=lines.append, seed=0)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and lines[-1]["rewards/margins"] != 0
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    (pack,) = packs(examples_of(TREES, tokenizer, "sigmoid"), pack_tokens=10_000, average=False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = packed_logps(policy, pack)
+    with torch.no_grad():
+        exact = packed_logps(policy, pack)
+    assert 0 < (rounded - exact).abs().max() < 0.1

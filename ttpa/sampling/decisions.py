@@ -1,0 +1,80 @@
+"""Decisions: the places of a dialogue at which the assistant calls tools, each with its prompt and its gold answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ttpa.data.dialogues import Dialogue
+from ttpa.data.messages import Message, calls_of
+from ttpa.data.render import render_messages
+from ttpa.errors import InputError
+from ttpa.tools.call import Call, call_from_message
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One assistant message that calls tools. `turn` is its index in the dialogue, `messages` stand before it,
+    `prompt_ids` end where the assistant begins, `gold_ids` end with the end-of-turn token. `dropped` says why the
+    decision cannot be used, None where it can."""
+
+    dialogue: str
+    turn: int
+    tools: list[dict[str, Any]]
+    messages: list[Message]
+    calls: list[Call]
+    prompt_ids: list[int]
+    gold_ids: list[int]
+    source: dict[str, Any]
+    dropped: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The dialogue and the turn as one text."""
+        return f"{self.dialogue}:{self.turn}"
+
+
+def decisions(dialogue: Dialogue, tokenizer: Any, *, max_length: int | None = None) -> list[Decision]:
+    """The decisions of a dialogue in their order, each after the gold messages before it. One whose prompt and gold
+    answer have more than `max_length` tokens together (None: any number) is returned with `dropped` set. Raises
+    InputError, naming the dialogue, for messages that the chat template refuses, and for a template that does not end
+    the assistant's turn with the tokenizer's end-of-text token (eos_token)."""
+    found = []
+    for turn, message in enumerate(dialogue.messages):
+        records = calls_of([message]) if message["role"] == "assistant" else []
+        if not records:
+            continue
+        before = dialogue.messages[:turn]
+        try:
+            rendered = render_messages(tokenizer, before, [[message]], tools=dialogue.tools)
+            gold_ids = _turn(rendered.completions[0], tokenizer.eos_token_id)
+        except InputError as error:
+            raise InputError(f"dialogue {dialogue.id!r}, message {turn}: {error}") from None
+        too_long = max_length is not None and len(rendered.prompt_ids) + len(gold_ids) > max_length
+        found.append(
+            Decision(
+                dialogue=dialogue.id,
+                turn=turn,
+                tools=dialogue.tools,
+                messages=before,
+                calls=[call_from_message(record) for record in records],
+                prompt_ids=rendered.prompt_ids,
+                gold_ids=gold_ids,
+                source=dialogue.source,
+                dropped="over max_length" if too_long else None,
+            )
+        )
+    return found
+
+
+def all_decisions(dialogues: Iterable[Dialogue], tokenizer: Any, *, max_length: int | None = None) -> list[Decision]:
+    """The decisions of all dialogues in their order; see `decisions`."""
+    return [d for dialogue in dialogues for d in decisions(dialogue, tokenizer, max_length=max_length)]
+
+
+def _turn(ids: list[int], eos: int) -> list[int]:
+    """The tokens of a rendered turn without what a template writes after the end-of-turn token."""
+    if eos not in ids:
+        raise InputError("the chat template does not end the turn of the assistant with the tokenizer's eos_token")
+    return ids[: len(ids) - ids[::-1].index(eos)]

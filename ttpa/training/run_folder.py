@@ -1,0 +1,66 @@
+"""The run folder: what a training run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ttpa.config import save_config
+from ttpa.errors import InputError
+from ttpa.files import atomic_write
+
+FILES = ("config.yaml", "metrics.jsonl", "data_report.json", "trees.jsonl", "summary.json")
+MODEL = "final"
+
+
+class RunFolder:
+    """The output folder of one run; made when it is not there. Raises InputError where nothing can be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}; choose another --output", path=path) from error
+
+    def begin(self, config: Any) -> bool:
+        """Write config.yaml; the files of an earlier run, which are deleted first, and they alone. Returns whether
+        there were any."""
+        earlier = [self.path / name for name in (*FILES, MODEL) if (self.path / name).exists()]
+        for path in earlier:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        save_config(config, self.path / "config.yaml")
+        return bool(earlier)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save_json(self, name: str, record: dict[str, Any]) -> None:
+        """Write one JSON object, indented."""
+        with atomic_write(self.path / name) as file:
+            file.write(json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+
+    def save_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+        """Write model (safetensors) and tokenizer to a folder that transformers loads, under a temporary name that is
+        renamed to `final`; returns where it is."""
+        temporary, final = self.path / f".{MODEL}.{os.getpid()}.tmp", self.path / MODEL
+        try:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            temporary.replace(final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return final
