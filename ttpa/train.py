@@ -4,10 +4,11 @@
     python -m ttpa.train --model ORG/MODEL --data rows.jsonl      # your model, your preferences
     python -m ttpa.train --loss_type sft                          # the control: likelihood of the chosen sides
 
-Without --data, trees are sampled by the model itself from dialogues of the built-in tools, `--rounds` times, and after
-each time it is trained on them; the reference model is the model as it stood at the start of the round. Everything goes
-to the run folder: config.yaml, metrics.jsonl, data_report.json, trees.jsonl (sampled trees), summary.json, and final/,
-a Hugging Face model folder. As with other trainers a folder can be used again: the files of the run before are replaced.
+Without --data, the model itself samples trees from dialogues about the built-in tools and is trained on them, --rounds
+times. The reference model of a round is the model as it stood at its start. Everything goes to the run folder:
+config.yaml, metrics.jsonl, data_report.json, trees.jsonl (what was sampled), summary.json, and final/, a Hugging Face
+model folder. The folder of an earlier run can be used again, as with other trainers: its files are then replaced, once
+the model is loaded and the data is read.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from ttpa.config import parse_config, run_command
 from ttpa.construct import Split, construct_dialogues
@@ -46,6 +48,7 @@ DESCRIPTION = "Train a model on preferences inside its tool calls: sample, score
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with its arguments; raises InputError for what the user has to change."""
+    disable_progress_bar()  # transformers shows bars for loading and saving, which take no time beside the rest
     train(parse_config(TrainConfig, argv, prog="python -m ttpa.train", description=DESCRIPTION))
 
 
@@ -55,7 +58,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with clock.phase("load"):
         source = MODEL_DIR if config.model is None else config.model
         tokenizer = load_tokenizer(source)
-        model = load_model(source, dtype=torch.float32).to("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(source, dtype=torch.float32)
+        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     print(f"model     {source}: {model.num_parameters():,} parameters on {model.device}")
     exam = Exam(config, model, tokenizer, clock)
 
@@ -69,7 +73,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     before = exam.take("before")
     done = Counter[str]()
     for number, trees in enumerate(rounds, start=1):
-        check_trees(trees, model, config)
         pairs = sum(len(tree.pairs) for tree in trees)
         print(f"train     round {number} of {config.rounds}: {pairs} pairs in {len(trees)} trees, {config.loss_type}")
         log = functools.partial(log_line, run, number)
@@ -112,6 +115,7 @@ def given_trees(
     begin(run, config)
     run.save_json("data_report.json", report.to_dict())
     print(report.table())
+    check_trees(trees, model, config)
     return trees
 
 
@@ -133,15 +137,16 @@ def sampled_trees(
     for number in range(config.rounds):
         part = dialogues[number * config.num_dialogues :][: config.num_dialogues]
         print(f"sample    round {number + 1} of {config.rounds}: {len(part)} dialogues")
-        with clock.phase("sample"), tqdm(desc="sampling", unit="call", disable=None) as bar:
+        with clock.phase("sample"), Bar("sampling") as bar:
             new, report = sample_trees(
                 model,
                 tokenizer,
                 part,
                 options=options,
                 max_length=longest(config, model),
-                progress=lambda done, total, bar=bar: (bar.reset(total), bar.update(done)),  # type: ignore[misc]
+                progress=bar.show,
             )
+        print(f"          {report.pairs} pairs in {report.trees} trees out of {report.decisions} calls")
         trees += new
         reports.append(report.to_dict())
         write_trees(run.path / "trees.jsonl", trees)
@@ -149,6 +154,7 @@ def sampled_trees(
         if number > 0 and not new:
             print("          nothing left to prefer: the model gets every call of these dialogues right")
             return
+        check_trees(new, model, config)
         yield new
 
 
@@ -228,7 +234,7 @@ def check_trees(trees: list[PreferenceTree], model: PreTrainedModel, config: Tra
         where = config.data or "the sampled trees (give more --num_dialogues, or a lower --min_probability)"
         raise InputError(f"no pair of completions is left in {where}; {config.output}/data_report.json says why")
     highest = max(max(ids) for tree in trees for ids in (tree.prompt_ids, *(node.ids for node in tree.nodes)))
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if highest >= vocabulary:
         raise InputError(
             f"a tree has the token id {highest}, and the model has {vocabulary} tokens: the trees were made with "
@@ -240,6 +246,18 @@ def check_trees(trees: list[PreferenceTree], model: PreTrainedModel, config: Tra
 def log_line(run: RunFolder, number: int, metrics: dict[str, float]) -> None:
     """One line of metrics.jsonl."""
     run.log({"round": number, **metrics})
+
+
+class Bar(tqdm):
+    """A progress bar whose length is known once the work is under way; only shown in a terminal."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(desc=name, unit="call", disable=None)
+
+    def show(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        self.total = total
+        self.update(done - self.n)
 
 
 class Clock:

@@ -63,7 +63,9 @@ def test_trunks_equal_generate(model, prompts, ends):
         assert decoded.ids == generated(model, prompt, ends)
         assert decoded.finish == ("stop" if decoded.ids[-1] in ends else "length")
         p = check_statistics(model, prompt, decoded.ids, decoded)
-        torch.testing.assert_close(torch.tensor(decoded.top_probabilities).double(), p.topk(TOP).values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(decoded.top_probabilities).double(), p.topk(TOP).values, atol=1e-5, rtol=0
+        )
         assert decoded.top_ids[:, 0].tolist() == decoded.ids
         lengths.add(len(decoded.ids))
     assert len(lengths) > 1 and NEW in lengths, "rows must end at different steps for this test to mean anything"

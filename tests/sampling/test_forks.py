@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,10 +82,10 @@ def test_the_end_of_turn_token_and_plain_text_are_in_no_field(tokenizer):
 def test_a_token_over_several_classes_has_the_heaviest(monkeypatch):
     text = '<tool_call>{"name": "f", "arguments": {"k": "v"}}</tool_call>'
     cuts = [0, 11, text.index('f"'), text.index("arguments"), text.index(': "v'), len(text) - 12, len(text)]
-    spans = list(zip(cuts, cuts[1:], strict=False))
+    spans = list(pairwise(cuts))
     monkeypatch.setattr("ttpa.sampling.forks.completion_text", lambda tokenizer, ids: (text, spans))
     fields = token_fields(None, range(len(spans)), [{"name": "f"}])
-    assert fields == [None, "name", "name", "key", "string", None]
+    assert fields == [None, "name", "name", "key", "bracket", None], "the last but one is a bracket and a string"
 
 
 def decoded(*steps):

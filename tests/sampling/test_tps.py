@@ -28,8 +28,8 @@ def test_forks_find_the_other_answers(sampled):
     trunk, *branches = tree.leaves
     assert (trunk.kind, trunk.calls, trunk.score) == ("trunk", [{"name": "weather", "arguments": ROME}], 1.0)
     assert {leaf.kind for leaf in branches} == {"branch"}, "the trunk is the gold answer, so gold is no leaf beside it"
-    said = {call["name"]: call["arguments"] for leaf in branches for call in leaf.calls if leaf.errors[0]["code"]}
-    assert said["time"] == {} and any(leaf.calls == [{"name": "weather", "arguments": OSLO}] for leaf in branches)
+    said = [leaf.calls for leaf in branches]
+    assert [{"name": "time", "arguments": {}}] in said and [{"name": "weather", "arguments": OSLO}] in said
 
 
 def test_every_wrong_leaf_is_rejected_for_an_exact_one(sampled):
@@ -123,30 +123,35 @@ def test_an_exact_trunk_without_forks_gives_no_tree(hesitant, tokenizer):
 
 
 def test_what_is_left_out_is_reported(hesitant, tokenizer):
-    against_its_schema = asking("bad", "Rome", calling("weather", town="Rome"))
     long = asking("long", "Rome" * 500)
     plain = Dialogue("plain", TOOLS, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}])
     seen = []
     trees, report = sample_trees(
         hesitant,
         tokenizer,
-        [against_its_schema, long, plain, asking("right", "Rome")],
+        [long, plain, asking("right", "Rome")],
         max_length=1000,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert [tree.id for tree in trees] == ["right:1"] and seen == [(1, 1)]
-    assert report.decisions == 3
-    assert report.dropped == [
-        {"id": "bad:1", "reason": "the gold answer is not exact when it is read back"},
-        {"id": "long:1", "reason": "over max_length"},
-    ]
+    assert report.decisions == 2
+    assert report.dropped == [{"id": "long:1", "reason": "over max_length"}]
     assert report.to_dict()["dropped_by_reason"]["over max_length"] == 1
+
+
+def test_a_template_that_writes_calls_in_another_way_is_reported(hesitant, tokenizer, monkeypatch):
+    """Its calls could not be told from no call, so nothing is sampled."""
+    text = "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name + '()' }}<|im_end|>{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", text)
+    trees, report = sample_trees(hesitant, tokenizer, [asking("right", "Rome")])
+    assert (trees, report.decoded_tokens) == ([], 0)
+    assert report.dropped == [{"id": "right:1", "reason": "the gold answer is not exact when it is read back"}]
 
 
 def test_origin_says_how_the_tree_came_about(sampled):
     origin = sampled[0][0].origin
     assert origin["sampling"] == dataclasses.asdict(SamplingOptions())
-    assert origin["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert origin["versions"]["torch"] == torch.__version__
 
 
 def test_independent_samples(hesitant, tokenizer):

@@ -9,11 +9,14 @@ import torch
 from random_trees import random_tree
 
 from ttpa.errors import InputError
-from ttpa.esm.weights import WeightOptions
+from ttpa.esm.weights import WeightOptions, pair_weights
+from ttpa.losses import token_dpo_loss
 from ttpa.model import packed_logps, use_tree_attention
-from ttpa.training.batches import likelihood_examples, packs, preference_examples
+from ttpa.training.batches import likelihood_examples, packs, plan_steps, preference_examples
 from ttpa.training.config import TrainConfig
 from ttpa.training.loop import gradient, train_round
+from ttpa.training.optimizer import learning_rate, make_optimizer
+from ttpa.trees.pack import pack_trees
 from ttpa.trees.record import Pair
 
 CONFIG = TrainConfig(learning_rate=1e-3, batch_size=8, max_steps=3, logging_steps=1)
@@ -47,6 +50,29 @@ def test_a_step_does_not_depend_on_how_it_is_cut(policy, tokenizer, loss_type):
     for metrics, tokens, grad in found[1:]:
         assert metrics == pytest.approx(found[0][0], rel=1e-5) and tokens == found[0][1]
         assert (grad - found[0][2]).norm() < 1e-5 * found[0][2].norm()
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "robust", "hinge", "ipo"])
+def test_a_step_has_the_weights_and_the_options_of_its_loss(policy, tokenizer, loss_type):
+    tree = random_tree(0)
+    tree.leaves[2].errors = [{"code": "value.wrong", "call": 0, "pointer": "/a", "tokens": [0, 3]}]
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.05)
+    smoothing = 0.2 if loss_type in ("sigmoid", "robust") else 0.0
+    config = replace(CONFIG, loss_type=loss_type, beta=0.3, label_smoothing=smoothing)
+    metrics, _ = gradient(policy, reference, examples_of([tree], tokenizer, loss_type), config=config)
+
+    weights = [[pair_weights(tree, pair, tokenizer, WeightOptions()) for pair in tree.pairs]]
+    assert {2.0, 0.5} <= {weight for pair in weights[0] for side in pair for weight in side}
+    batch = pack_trees([tree], weights=weights, average=loss_type == "ipo")
+    with torch.no_grad():
+        logps = [packed_logps(model, batch, report=False) for model in (policy, reference)]
+    options = {"loss_type": loss_type, "beta": 0.3, "label_smoothing": smoothing}
+    want, weighted = token_dpo_loss(logp_R=logps[0], ref_logp_R=logps[1], C=batch.C, **options)
+    assert metrics["loss"] == pytest.approx(want.item(), rel=1e-6)
+    assert weighted["rewards/weighted_margins"] == pytest.approx(metrics["rewards/weighted_margins"], rel=1e-6)
 
 
 def test_sft_is_the_mean_over_the_tokens_of_distinct_chosen_leaves(policy):
@@ -122,3 +148,26 @@ def test_bf16_starts_at_ln_2_as_well(policy, tokenizer):
     with torch.no_grad():
         exact = packed_logps(policy, pack)
     assert 0 < (rounded - exact).abs().max() < 0.1
+
+
+def test_the_loop_is_adamw_step_by_step(policy, tokenizer):
+    config = replace(CONFIG, warmup_ratio=0.5, weight_decay=0.3, max_grad_norm=0.5)
+    reference, plain = (copy.deepcopy(policy) for _ in range(2))
+    lines = []
+    train_round(policy, tokenizer, TREES, config=config, log=lines.append, seed=4)
+
+    examples = examples_of(TREES, tokenizer, "sigmoid")
+    steps = plan_steps([len(t.pairs) for t in TREES], batch_size=8, num_epochs=1, max_steps=3, seed=4)
+    optimizer = make_optimizer(plain, config=config)
+    for step, (_, batch) in enumerate(steps):
+        optimizer.zero_grad()
+        metrics, _ = gradient(plain, reference, [examples[i] for i in batch], config=config)
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5).item()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, total=3, config=config)
+        optimizer.step()
+        assert lines[step]["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+        assert lines[step]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert lines[step]["learning_rate"] == learning_rate(step, total=3, config=config)
+    for got, want in zip(policy.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)

@@ -109,3 +109,20 @@ def test_nodes_out_of_depth_first_order(tmp_path):
     (tmp_path / "t.jsonl").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"nodes\[3\].parent is 1.*one of -1, 0, 2"):
         read_trees(tmp_path / "t.jsonl")
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path):
+    write_trees(tmp_path / "t.jsonl", [random_tree(0), random_tree(1)])
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "t.jsonl").read_bytes())
+    assert read_trees(tmp_path / "bom.jsonl") == [random_tree(0), random_tree(1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"), [(b'{"id": "\xff"}', "not UTF-8 text"), (b"[" * 100_000, "nested too deeply")]
+)
+def test_lines_that_no_json_reader_takes(tmp_path, line, problem):
+    write_trees(tmp_path / "t.jsonl", [random_tree(0)])
+    with open(tmp_path / "t.jsonl", "ab") as file:
+        file.write(b"\n" + line)
+    with pytest.raises(InputError, match=rf"t\.jsonl:3: .*{problem}"):
+        read_trees(tmp_path / "t.jsonl")

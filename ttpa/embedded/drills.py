@@ -25,7 +25,7 @@ WORDS = "please with for in at on from to and the my of by as it is".split()
 
 def drill(rng: random.Random, number: int) -> Dialogue:
     """One dialogue of one or two calls, in which every value of a call stands in the question or in a tool result."""
-    tools = [_tool(rng) for _ in range(rng.randint(3, 5))]
+    tools = [_tool(rng) for _ in range(rng.randint(2, 4))]
     names = [tool["function"]["name"] for tool in tools]
     if len(set(names)) < len(names):
         return drill(rng, number)
@@ -34,7 +34,7 @@ def drill(rng: random.Random, number: int) -> Dialogue:
     messages: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = [message_with_calls([call]), {"role": "tool", "content": _result(rng)}]
     question = said
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         other, other_said = _call(rng, second["function"])
         name = next((key for key, value in other.arguments.items() if isinstance(value, str)), None)
         if name is not None:
@@ -66,7 +66,7 @@ def _word(rng: random.Random) -> str:
 
 
 def _words(rng: random.Random) -> str:
-    words = [_word(rng) for _ in range(rng.randint(1, 4))]
+    words = [_word(rng) for _ in range(rng.randint(1, 3))]
     return " ".join(word.capitalize() for word in words) if rng.random() < 0.4 else " ".join(words)
 
 

@@ -167,7 +167,8 @@ def _run(
     uniform_BN: torch.Tensor | None = None,
 ) -> list[Decoded]:
     """Decode from a start to the end of every row; everything stays on the device until all rows are done."""
-    cache, ids_BS, position_BS, mask_BS, limit_B = vars(start).values()
+    cache, ids_BS, position_BS = start.cache, start.ids_BS, start.position_BS
+    mask_BS, limit_B = start.mask_BS, start.limit_B
     device, rows = ids_BS.device, len(ids_BS)
     end_E = torch.tensor(list(ends), device=device)
     row_B = torch.arange(rows, device=device)
@@ -265,7 +266,8 @@ class _Kept:
         """Lay aside what stands at `index_B` of the cache, which belongs to the rows `row_B`."""
         for i, row in enumerate(row_B.tolist()):
             self.place[row] = (len(self.parts), i)
-        self.parts.append([(layer.keys[index_B], layer.values[index_B]) for layer in cache.layers])
+        layers: list[Any] = cache.layers  # of `_Layer`
+        self.parts.append([(layer.keys[index_B], layer.values[index_B]) for layer in layers])
 
     @torch.inference_mode()
     def cache(self, rows: Sequence[int], width: int) -> Cache:
@@ -282,7 +284,7 @@ class _Kept:
                     source = layers[layer][side][:, :, :width]
                     copy[to.to(copy.device), :, : source.shape[2]] = source[places[to, 1].to(copy.device)]
                 copies.append(copy)
-            cache.update(*copies, layer)
+            cache.update(copies[0], copies[1], layer)
         return cache
 
 

@@ -41,9 +41,9 @@ def sample_trees(
     A tree holds the model's answers (rule `options.rule`), the gold answer, their strict ESM scores and errors, and a
     pair of an exact answer over every wrong one. Answers that say the same as an earlier one are dropped; so is a tree
     without a pair. Trees stand in the order of the decisions; decisions whose prompt and gold answer have more than
-    `max_length` tokens (None: any number) are left out and reported. `progress` is told the decisions done and in all after
-    every batch. Equal arguments give equal trees up to float rounding; the model keeps its mode. Raises InputError
-    for what the chat template refuses.
+    `max_length` tokens (None: any number) are left out and reported. `progress` is told the decisions done and in all
+    after every batch. Equal arguments give equal trees up to float rounding; the model keeps its mode. Raises
+    InputError for what the chat template refuses.
     """
     options = options or SamplingOptions()
     began = time.perf_counter()

@@ -10,9 +10,16 @@ from typing import Literal
 from ttpa.config import option
 from ttpa.data.build import OnOverlength
 from ttpa.errors import InputError
+from ttpa.training.run_folder import REPLACED
 
 LossName = Literal["sigmoid", "robust", "hinge", "ipo", "sft"]
 Scheduler = Literal["cosine", "linear", "constant"]
+AT_LEAST = {
+    0: "seed num_eval_dialogues min_entropy min_probability error_weight follow_weight warmup_ratio weight_decay "
+    "max_grad_norm",
+    1: "rounds num_dialogues num_forks alternatives max_new_tokens decode_batch_size num_train_epochs batch_size "
+    "pack_tokens logging_steps",
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class TrainConfig:
     output: Path = option(Path("runs/train"), "run folder; the files of an earlier run in it are replaced")
     eval_data: Path | None = option(None, "dialogues to evaluate on; none is the held-out set of the embedded model")
     num_eval_dialogues: int = option(200, "embedded held-out dialogues to evaluate on; 0 evaluates on none of them")
-    seed: int = option(0, "decides the dialogues, what is sampled from them, and the order of the batches")
+    seed: int = option(0, "decides which dialogues are sampled and the order of the batches")
     bf16: bool = option(False, "compute in bfloat16 under autocast; weights and optimizer states stay float32")
 
     rounds: int = option(1, "times to sample with the current policy and to train on it")
@@ -48,7 +55,7 @@ class TrainConfig:
     weight_decay: float = option(0.0, "AdamW weight decay; none on norms, biases and other vectors")
     max_grad_norm: float = option(1.0, "longest gradient; 0 does not clip")
     num_train_epochs: int = option(1, "times to go through a round's trees")
-    max_steps: int = option(-1, "optimizer steps of a round, over num_train_epochs; -1 leaves it to the epochs")
+    max_steps: int = option(-1, "optimizer steps of a round instead of num_train_epochs; -1 is whole epochs")
     batch_size: int = option(32, "pairs of one optimizer step; a tree is kept whole, so there may be more")
     max_length: int | None = option(None, "longest prompt and completion in tokens; none is the model's window")
     on_overlength: OnOverlength = option("drop", "what happens to trees of --data that are longer")
@@ -56,12 +63,8 @@ class TrainConfig:
     logging_steps: int = option(10, "steps between lines of metrics.jsonl, beside the first and the last step")
 
     def __post_init__(self) -> None:
-        at_least = {1: ("rounds", "num_dialogues", "num_forks", "alternatives", "max_new_tokens", "decode_batch_size")}
-        at_least[1] += ("num_train_epochs", "batch_size", "pack_tokens", "logging_steps")
-        at_least[0] = ("num_eval_dialogues", "min_entropy", "min_probability", "error_weight", "follow_weight")
-        at_least[0] += ("weight_decay", "max_grad_norm", "warmup_ratio", "seed")
-        for least, names in at_least.items():
-            for name in names:
+        for least, names in AT_LEAST.items():
+            for name in names.split():
                 if not least <= getattr(self, name) < math.inf:
                     raise InputError(f"--{name} must be a number of at least {least}, not {getattr(self, name)}")
         for name in ("beta", "learning_rate"):
@@ -83,7 +86,6 @@ class TrainConfig:
             )
         for name in ("model", "data", "eval_data"):
             value = getattr(self, name)
-            if value is not None and self.output.resolve() in (Path(value).resolve(), *Path(value).resolve().parents):
-                raise InputError(
-                    f"--{name} {value} lies in the output folder, whose files are replaced; choose another --output"
-                )
+            path = Path(value or "").resolve()
+            if value is not None and any((self.output / file).resolve() in (path, *path.parents) for file in REPLACED):
+                raise InputError(f"--{name} {value} would be replaced by this run's output; choose another --output")

@@ -17,6 +17,7 @@ from ttpa.files import atomic_write
 
 FILES = ("config.yaml", "metrics.jsonl", "data_report.json", "trees.jsonl", "summary.json")
 MODEL = "final"
+REPLACED = (*FILES, MODEL)
 
 
 class RunFolder:
@@ -34,7 +35,7 @@ class RunFolder:
     def begin(self, config: Any) -> bool:
         """Write config.yaml; the files of an earlier run, which are deleted first, and they alone. Returns whether
         there were any."""
-        earlier = [self.path / name for name in (*FILES, MODEL) if (self.path / name).exists()]
+        earlier = [self.path / name for name in REPLACED if (self.path / name).exists()]
         for path in earlier:
             if path.is_dir():
                 shutil.rmtree(path)

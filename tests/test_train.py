@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from random_trees import random_tree
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ttpa.construct import construct_dialogues
+from ttpa.data.dialogues import write_dialogues
+from ttpa.errors import InputError
+from ttpa.train import main
+from ttpa.trees.io import read_trees, write_trees
+
+ROWS = [
+    {"prompt": f"{a} plus {b} is", "chosen": f" {a + b}", "rejected": f" {a * b + 20}"}
+    for a in range(1, 5)
+    for b in range(1, 4)
+]
+TRL_METRICS = [
+    *("loss", "grad_norm", "learning_rate", "epoch", "step", "num_tokens"),
+    *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"),
+]
+
+
+@pytest.fixture
+def model_dir(tiny_model, tokenizer, tmp_path):
+    tiny_model.config.max_position_embeddings = 32768  # one byte is a token
+    tiny_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return path
+
+
+def run(output, model_dir, *options):
+    main(["--model", str(model_dir), "--output", str(output), "--logging_steps", "1", *map(str, options)])
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return lines, json.loads((output / "summary.json").read_text())
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def test_a_whole_run_on_preference_rows(tmp_path, model_dir, rows, capsys):
+    options = ["--data", rows, "--batch_size", 5, "--num_train_epochs", 2, "--learning_rate", 1e-3]
+    lines, summary = run(tmp_path / "run", model_dir, *options)
+    names = ["config.yaml", "data_report.json", "final", "metrics.jsonl", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(set(TRL_METRICS) <= line.keys() for line in lines)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and lines[0]["rewards/margins"] == 0
+    assert lines[-1]["loss"] < math.log(2) and lines[-1]["rewards/accuracies"] > 0.5
+    assert (lines[-1]["epoch"], lines[-1]["num_tokens"]) == (2, summary["tokens"])
+    assert (summary["steps"], summary["pairs"], summary["exact_calls"]) == (6, 24, None)
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["kept"] == 12
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["learning_rate"] == 1e-3
+    assert "12 pairs in 12 trees" in capsys.readouterr().out
+
+    before, after = weights(model_dir), weights(tmp_path / "run" / "final")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "final").chat_template
+
+
+def test_the_same_seed_gives_the_same_run_and_its_config_repeats_it(tmp_path, model_dir, rows):
+    options = ["--data", rows, "--batch_size", 5, "--learning_rate", 1e-3]
+    first, _ = run(tmp_path / "a", model_dir, *options)
+    again, _ = run(tmp_path / "b", model_dir, "--config", tmp_path / "a" / "config.yaml")
+    other, _ = run(tmp_path / "c", model_dir, *options, "--seed", 1)
+    for line in [*first, *again, *other]:
+        assert line.pop("tokens/s") > 0
+    assert first == again != other
+    a, b = weights(tmp_path / "a" / "final"), weights(tmp_path / "b" / "final")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_rounds_sample_with_the_policy_of_their_time_and_evaluate(tmp_path, model_dir, capsys):
+    eval_data = tmp_path / "eval.jsonl"
+    write_dialogues(eval_data, construct_dialogues(2, split="heldout", seed=3))
+    options = ["--num_dialogues", 2, "--rounds", 2, "--max_new_tokens", 4, "--eval_data", eval_data]
+    lines, summary = run(tmp_path / "run", model_dir, *options)
+    assert [(line["round"], line["step"]) for line in lines] == [(1, 1), (2, 1)]
+    assert [line["loss"] for line in lines] == pytest.approx([math.log(2)] * 2, abs=1e-7)
+    reports = json.loads((tmp_path / "run" / "data_report.json").read_text())["rounds"]
+    trees = read_trees(tmp_path / "run" / "trees.jsonl")
+    assert len(trees) == sum(report["trees"] for report in reports) and len({tree.dialogue for tree in trees}) == 4
+    assert summary["pairs"] == sum(len(tree.pairs) for tree in trees)
+    assert summary["exact_calls"]["before"] == 0 and len(summary["exact_calls"]["interval"]) == 2
+    assert summary["errors"]["before"] and "eval.jsonl" in summary["evaluations"]
+    phases = {"load", "evaluate before", "sample", "train", "evaluate after", "save"}
+    assert summary["seconds"].keys() == phases
+    assert "exact calls, %" in capsys.readouterr().out
+
+    # the sampled trees train again, from the file
+    _, again = run(tmp_path / "again", model_dir, "--data", tmp_path / "run" / "trees.jsonl", "--loss_type", "sft")
+    assert (again["pairs"], again["steps"]) == (summary["pairs"], 1)
+
+
+def test_sft_logs_its_loss(tmp_path, model_dir, rows):
+    options = ["--data", rows, "--loss_type", "sft", "--max_steps", 8, "--learning_rate", 1e-2]
+    lines, _ = run(tmp_path / "run", model_dir, *options)
+    assert lines[0]["loss"] > lines[-1]["loss"] > 0 and "rewards/margins" not in lines[0]
+
+
+def test_an_earlier_run_is_replaced_once_the_data_is_read(tmp_path, model_dir, rows, capsys):
+    output = tmp_path / "run"
+    run(output, model_dir, "--data", rows, "--max_steps", 3)
+    (output / "trees.jsonl").write_text("of an earlier run")
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="no such file"):
+        run(output, model_dir, "--data", tmp_path / "typo.jsonl")
+    assert (output / "final").exists() and (output / "trees.jsonl").exists()
+    lines, _ = run(output, model_dir, "--data", rows, "--max_steps", 2)
+    assert len(lines) == 2 and not (output / "trees.jsonl").exists() and (output / "notes.txt").exists()
+    assert "files of an earlier run are replaced" in capsys.readouterr().out
+    with pytest.raises(InputError, match="would be replaced"):
+        run(output, output / "final", "--data", rows)
+
+
+def test_an_output_that_cannot_be_written_is_said_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/run: cannot be written: Not a directory; choose another --output"):
+        main(["--model", str(tmp_path / "no-model"), "--output", str(tmp_path / "file" / "run")])
+
+
+def test_data_of_which_nothing_is_left(tmp_path, model_dir, capsys):
+    path, output = tmp_path / "same.jsonl", tmp_path / "run"
+    path.write_text(json.dumps({"prompt": "a", "chosen": " b", "rejected": " b"}))
+    with pytest.raises(InputError, match=r"no pair of completions is left in .*same.jsonl"):
+        run(output, model_dir, "--data", path)
+    assert json.loads((output / "data_report.json").read_text())["dropped_by_reason"] == {"identical": 1}
+    assert "dropped: identical" in capsys.readouterr().out and not (output / "final").exists()
+
+
+def test_lengths(tmp_path, model_dir, rows):
+    output = tmp_path / "run"
+    with pytest.raises(InputError, match="more than max_length 5"):
+        run(output, model_dir, "--data", rows, "--max_length", 5, "--on_overlength", "error")
+    with pytest.raises(InputError, match="no pair of completions"):
+        run(output, model_dir, "--data", rows, "--max_length", 5)
+
+
+def test_rows_in_the_output_folder_are_left_alone(model_dir, rows, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path, "model", "--data", "rows.jsonl", "--output", ".", "--max_steps", 1)
+    assert rows.exists() and (tmp_path / "final").exists()
+
+
+def test_weights_of_zero_train_nothing(tmp_path, model_dir):
+    tree = random_tree(0)
+    tree.leaves[2].errors = [{"code": "value.wrong", "call": 0, "pointer": "/a", "tokens": [0, 1]}]
+    tree.pairs = [pair for pair in tree.pairs if pair.rejected == 2]
+    write_trees(tmp_path / "trees.jsonl", [tree])
+    options = ["--data", tmp_path / "trees.jsonl", "--error_weight", 0, "--follow_weight", 0]
+    lines, _ = run(tmp_path / "run", model_dir, *options)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and lines[0]["grad_norm"] == 0
+
+
+def test_trees_of_another_tokenizer(tmp_path, model_dir):
+    write_trees(tmp_path / "trees.jsonl", [random_tree(0, vocabulary=10**6)])
+    with pytest.raises(InputError, match="made with another tokenizer"):
+        run(tmp_path / "run", model_dir, "--data", tmp_path / "trees.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--learning_rat", "1"], "did you mean --learning_rate"),
+        (["--batch_size", "0"], "--batch_size must be a number of at least 1"),
+        (["--beta", "0"], "--beta must be a number above 0"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, or -1"),
+        (["--warmup_ratio", "1.5"], "--warmup_ratio must be a share"),
+        (["--label_smoothing", "0.5"], r"--label_smoothing must lie in \[0, 0.5\)"),
+        (["--label_smoothing", "0.1", "--loss_type", "ipo"], "goes with loss_type sigmoid and robust"),
+        (["--rounds", "2", "--data", "x.jsonl"], "with --data nothing is sampled"),
+        (["--data", "runs/train/trees.jsonl"], "would be replaced by this run's output"),
+        (["--max_length", "1"], "--max_length must be at least 2"),
+    ],
+)
+def test_options_that_make_no_sense(options, problem):
+    with pytest.raises(InputError, match=problem):
+        main(options)
+
+
+def test_real_toolbench_answers(tmp_path, model_dir, real_data):
+    options = ["--data", real_data / "toolbench" / "answer", "--max_steps", 2]
+    lines, summary = run(tmp_path / "run", model_dir, *options)
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    assert (report["read"], report["counts"]["files won"], report["counts"]["pairs"]) == (15, 9, 6)
+    assert report["dropped_by_reason"]["identical"] == 1
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and summary["steps"] == 2
