@@ -63,9 +63,10 @@ def _construct(rng: random.Random, split: Split, id: str) -> Dialogue:
     values = Values(rng, fresh=_tests(split), new_words=split == "unseen_phrasings")
     box = Toolbox(
         seed=rng.getrandbits(32),
-        people=values.people,
+        people=values.people(8),
         titles=values.titles,
         cities=values.cities,
+        products=values.products,
         days=values.days,
     )
     recipes: list[Recipe] = (

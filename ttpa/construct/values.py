@@ -43,6 +43,15 @@ def ordinal(day: int) -> str:
     return f"{day}{suffix}"
 
 
+FIRST, LAST, TITLES, CITIES, STREETS, PRODUCTS, DAYS = (
+    held_out(items)
+    for items in (names.FIRST, names.LAST, names.TITLES, names.CITIES, names.STREETS, names.PRODUCTS, names.DAYS)
+)  # type: tuple[Any, ...]
+MESSAGES = held_out(
+    [f"the {thing} {'are' if thing.endswith('s') else 'is'} {state}" for thing in THINGS for state in STATES]
+)
+
+
 class Values:
     """Draws values for one dialogue. With `fresh`, names, titles, cities, products and dates are those that training
     never shows; with `new_words`, phrases come from those kept for testing."""
@@ -50,14 +59,10 @@ class Values:
     def __init__(self, rng: random.Random, *, fresh: bool, new_words: bool) -> None:
         self.rng, self.new_words = rng, new_words
         side = 1 if fresh else 0
-        firsts, lasts = held_out(names.FIRST)[side], held_out(names.LAST)[side]
-        self.people = [f"{first} {last}" for first in firsts for last in lasts]
-        self.titles = held_out(names.TITLES)[side]
-        self.cities = held_out(names.CITIES)[side]
-        self.products = held_out(names.PRODUCTS)[side]
-        self.streets = held_out(names.STREETS)[side]
-        self.messages = held_out([f"the {thing}{verb}{state}" for thing, verb in _verbs() for state in STATES])[side]
-        self.days = held_out(names.DAYS)[side]
+        self.firsts, self.lasts = FIRST[side], LAST[side]
+        self.titles, self.cities, self.streets = TITLES[side], CITIES[side], STREETS[side]
+        self.messages, self.days = MESSAGES[side], DAYS[side]
+        self.products = rng.sample(PRODUCTS[side], 20)  # what the shop has
 
     def phrase(self, seen: Sequence[str], unseen: Sequence[str], **said: str) -> str:
         """One way to put it: a template of those that training shows, or of those kept for testing, filled in."""
@@ -132,7 +137,11 @@ class Values:
         return {"amount": amount, "currency": currency}, self.rng.choice(ways)
 
     def person(self) -> str:
-        return self.rng.choice(self.people)
+        return f"{self.rng.choice(self.firsts)} {self.rng.choice(self.lasts)}"
+
+    def people(self, number: int) -> list[str]:
+        """So many different people."""
+        return [f"{first} {self.rng.choice(self.lasts)}" for first in self.rng.sample(self.firsts, number)]
 
     def digits(self, number: int) -> str:
         return "".join(self.rng.choice("0123456789") for _ in range(number))
@@ -140,7 +149,3 @@ class Values:
     def listed(self, items: Sequence[str]) -> str:
         """a, b and c."""
         return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _verbs() -> list[tuple[str, str]]:
-    return [(thing, " are " if thing.endswith("s") else " is ") for thing in THINGS]

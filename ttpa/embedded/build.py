@@ -37,10 +37,11 @@ class BuildConfig:
     start: Path | None = option(None, "a model folder to start SFT from, instead of doing the drills")
     vocab_size: int = option(1024, "size of the tokenizer's vocabulary")
     num_drills: int = option(28800, "made-up dialogues of the first step, each seen once")
-    num_dialogues: int = option(600, "SFT dialogues")
+    num_dialogues: int = option(500, "SFT dialogues")
     num_validation: int = option(200, "dialogues that choose the best SFT step")
-    sft_steps: int = option(1200, "SFT steps at most")
-    batch_size: int = option(32, "dialogues per step")
+    sft_steps: int = option(700, "SFT steps at most")
+    batch_size: int = option(32, "drills per step")
+    sft_batch_size: int = option(16, "dialogues per SFT step")
     learning_rate: float = option(2e-3, "peak learning rate of the drills")
     sft_learning_rate: float = option(1e-3, "peak learning rate of SFT")
     sft_weight_decay: float = option(0.1, "weight decay of SFT")
@@ -273,7 +274,7 @@ def main(argv: list[str]) -> None:
         model,
         examples,
         steps=config.sft_steps,
-        batch_size=config.batch_size,
+        batch_size=config.sft_batch_size,
         learning_rate=config.sft_learning_rate,
         prompt_weight=0.0,
         weight_decay=config.sft_weight_decay,

@@ -8,9 +8,9 @@ from typing import Any
 
 from ttpa.data.dialogues import Dialogue
 from ttpa.tools.call import Call, message_with_calls
+from ttpa.tools.toolbox.names import CONSONANTS, VOWELS
 from ttpa.tools.toolbox.schemas import Schema, array, choice, record
 
-CONSONANTS, VOWELS = "b c d f g h k l m n p r s t v w z ch st tr".split(), "a e i o u ea".split()
 VERBS = "get set find list add move cancel send book search place order return check open start make update".split()
 NOUNS = (
     "event item record page ticket user file note room order price account list message city trip plan date task "

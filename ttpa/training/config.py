@@ -46,10 +46,11 @@ class TrainConfig:
     loss_type: LossName = option("sigmoid", "sft: likelihood of the chosen sides, the control; others as in TRL")
     beta: float = option(0.1, "strength of the pull to the reference model, the policy at the start of the round")
     label_smoothing: float = option(0.0, "share of pairs taken to be the wrong way round (sigmoid, robust)")
+    sft_weight: float | None = option(None, "weight of the likelihood of chosen tokens; none: 0, embedded model 1")
     error_weight: float = option(2.0, "weight of the tokens of an error and of what should stand there")
     follow_weight: float = option(0.5, "weight of other tokens behind the fork of a pair; 1 and 1 is plain DPO")
 
-    learning_rate: float = option(2e-5, "highest learning rate of AdamW")
+    learning_rate: float | None = option(None, "highest learning rate of AdamW; none: 1e-6, embedded model 1e-3")
     lr_scheduler_type: Scheduler = option("cosine", "how the rate goes on after the warm-up, to 0 or constant")
     warmup_ratio: float = option(0.1, "share of a round's steps in which the rate rises")
     weight_decay: float = option(0.0, "AdamW weight decay; none on norms, biases and other vectors")
@@ -63,6 +64,11 @@ class TrainConfig:
     logging_steps: int = option(10, "steps between lines of metrics.jsonl, beside the first and the last step")
 
     def __post_init__(self) -> None:
+        embedded = self.model is None
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 1e-3 if embedded else 1e-6)
+        if self.sft_weight is None:
+            object.__setattr__(self, "sft_weight", 1.0 if embedded else 0.0)
         for least, names in AT_LEAST.items():
             for name in names.split():
                 if not least <= getattr(self, name) < math.inf:

@@ -67,7 +67,7 @@ def train_round(
         total["steps"] += 1
         total["pairs"] += sum(len(trees[i].pairs) for i in batch)
         total["tokens"] += tokens
-        _check(total["steps"], metrics["loss"], norm, config)
+        _check(total["steps"], metrics, norm, config)
         optimizer.step()
         optimizer.zero_grad()
         window.append({**metrics, "grad_norm": norm})
@@ -92,17 +92,23 @@ def gradient(
     sft = config.loss_type == "sft"
     cut = packs(examples, pack_tokens=config.pack_tokens, average=config.loss_type == "ipo")
     denominator = sum(pack.chosen_PR._nnz() if sft else len(pack.pairs) for pack in cut)
-    parts = [backward(policy, reference, pack, config=config, denominator=denominator) for pack in cut]
+    chosen = 0 if sft else sum(len(pack.chosen_rows) for pack in cut)
+    parts = [
+        backward(policy, reference, pack, config=config, denominator=denominator, num_chosen_rows=chosen)
+        for pack in cut
+    ]
     metrics = {name: math.fsum(part[name] for part in parts) for name in parts[0]}
     return metrics, sum(len(pack.ids_T) for pack in cut)
 
 
-def _check(step: int, loss: float, norm: float, config: TrainConfig) -> None:
+def _check(step: int, metrics: Metrics, norm: float, config: TrainConfig) -> None:
+    loss = metrics["loss"]
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise InputError(
             f"step {step}: the loss is {loss} and the gradient's norm {norm}; try a lower --learning_rate, and "
             "--bf16 false if it is on"
         )
+    loss = metrics.get("loss/preference", loss)
     if step == 1 and config.loss_type == "sigmoid" and abs(loss - math.log(2)) > 1e-5:
         raise InputError(
             f"the first loss is {loss:.7f} and not ln 2 = {math.log(2):.7f}, so policy and reference differ before any "

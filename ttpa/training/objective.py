@@ -20,6 +20,7 @@ def backward(
     *,
     config: TrainConfig,
     denominator: float,
+    num_chosen_rows: int,
 ) -> dict[str, float]:
     """Add the gradient of one pack to the policy's and return its part of the optimizer step's metrics.
 
@@ -47,7 +48,8 @@ def backward(
         label_smoothing=config.label_smoothing,
         denominator=denominator,
     )
-    loss.backward()
+    nll = -logp_R[pack.chosen_rows].double().sum() / max(num_chosen_rows, 1)
+    (loss + config.sft_weight * nll).backward()
     means = pair_metrics(
         logp_R=logp_R,
         ref_logp_R=ref_logp_R,
@@ -56,4 +58,6 @@ def backward(
         beta=config.beta,
     )
     share = len(pack.pairs) / denominator
-    return {"loss": loss.item(), **{name: mean * share for name, mean in (means | weighted).items()}}
+    losses = {"loss/preference": loss.item(), "loss/sft": nll.item()}
+    losses["loss"] = losses["loss/preference"] + (config.sft_weight or 0.0) * losses["loss/sft"]
+    return {**losses, **{name: mean * share for name, mean in (means | weighted).items()}}

@@ -47,6 +47,11 @@ class TreeBatch:
         """Number of head rows that carry the loss."""
         return self.C.shape[1]
 
+    @property
+    def chosen_rows(self) -> torch.Tensor:
+        """The trained rows that some pair wants more likely, each once, in order."""
+        return self.C.indices()[1][self.C.values() > 0].unique()
+
     def to(self, device: torch.device | str) -> TreeBatch:
         """The same batch with its tensors on `device`."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}

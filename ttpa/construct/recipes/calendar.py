@@ -38,7 +38,7 @@ def create_event(v: Values, box: Toolbox) -> Steps:
     arguments: dict[str, Any] = {"title": title, "date": date, "start": start, "minutes": minutes}
     extra = ""
     if v.chance(0.35):
-        arguments["attendees"] = v.rng.sample(v.people, v.rng.randint(1, 2))
+        arguments["attendees"] = v.people(v.rng.randint(1, 2))
         extra += f" with {v.listed(arguments['attendees'])}"
     if v.chance(0.35):
         arguments["calendar"], place = v.word(CALENDAR)

@@ -111,7 +111,7 @@ def list_messages(v: Values, box: Toolbox) -> Steps:
 
 
 def create_group(v: Values, box: Toolbox) -> Steps:
-    title, members = v.rng.choice(v.titles), v.rng.sample(v.people, v.rng.randint(2, 3))
+    title, members = v.rng.choice(v.titles), v.people(v.rng.randint(2, 3))
     result = succeeded((yield [Call("create_group", {"name": title, "members": members})]))
     question = v.phrase(
         ["Make a group {t} with {m}.", "Put {m} into a group called {t}."],

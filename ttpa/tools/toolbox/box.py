@@ -17,7 +17,7 @@ class Toolbox:
     """An executable environment of calendar, messages, shop and travel tools over one JSON state.
 
     `seed` decides the initial state: the same seed gives the same state, and the same calls then give the same
-    results. `people`, `titles`, `cities` and `days` (month, day) are what the state is made of; None takes the
+    results. `people`, `titles`, `cities`, `products` and `days` (month, day) are what the state is made of; None takes the
     built-in lists. Nothing here reads a clock, a file or the network.
     """
 
@@ -28,13 +28,14 @@ class Toolbox:
         people: list[str] | None = None,
         titles: list[str] | None = None,
         cities: list[str] | None = None,
+        products: list[str] | None = None,
         days: list[tuple[int, int]] | None = None,
     ) -> None:
         rng = random.Random(seed)
         self.state: State = {
             **calendar.initial_state(rng, titles or names.TITLES, days or names.DAYS),
             **messages.initial_state(rng, people or names.PEOPLE),
-            **shop.initial_state(rng),
+            **shop.initial_state(rng, products or names.PRODUCTS),
             **travel.initial_state(rng, cities or names.CITIES),
         }
         domains = (calendar, messages, shop, travel)

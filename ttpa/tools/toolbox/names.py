@@ -1,34 +1,31 @@
-"""Made-up people, plans and a few dozen cities: the words that the built-in world is made of."""
+"""Made-up people, places, plans and products: the words that the built-in world is made of."""
 
 from __future__ import annotations
 
-FIRST = (
-    "Ada Boris Carla Dario Elena Farid Greta Hugo Irina Jonas Karim Lena Marta Nils Olga Pablo Rosa Sven Tara Ugo "
-    "Vera Wanda Yusuf Zoe Amir Bella Cedric Dina Emil Flora Goran Hanna Ivan Julia Kofi Lidia Milan Nora Oscar Petra "
-    "Quentin Rita Samir Tilda Umar Viola Wim Yara Zeno Anouk"
-).split()
-LAST = (
-    "Abel Brandt Costa Duarte Engel Fischer Garcia Hansen Ito Jansen Keller Lopez Moreau Novak Olsen Petrov Quist "
-    "Rossi Silva Tanaka Ueda Vargas Weber Young Zeller Bauer Conti Dubois Evans Ferrari Gomez Horvat Ivanov Jensen "
-    "Kaya Lindt Meyer Nagy Orlov Pires"
-).split()
-CITIES = (
-    "Oslo Lisbon Madrid Vienna Prague Athens Dublin Zurich Warsaw Helsinki Geneva Munich Porto Naples Seville Lyon "
-    "Krakow Bergen Malmo Ghent Leipzig Toulouse Valencia Bologna Tallinn Riga Vilnius Zagreb Sofia Ankara Cairo Tunis "
-    "Dakar Lagos Nairobi Osaka Kyoto Seoul Hanoi Manila Delhi Mumbai Quito Lima Bogota Havana Boston Denver Seattle "
-    "Toronto"
-).split()
-STREETS = "Oak Maple Cedar Birch Linden Harbour Mill Church Garden Station Castle Bridge Market River Forest".split()
-MATTERS = (
-    "budget design hiring launch garden piano tax security sales kitchen holiday choir chess roof travel school "
-    "contract server website poster"
-).split()
-KINDS = "review meeting lesson call workshop dinner check rehearsal interview tour".split()
-PRODUCTS = (
-    "lamp kettle backpack tent novel atlas puzzle drone keyboard headset jacket scarf boots blender toaster racket "
-    "helmet camera speaker notebook"
-).split()
+import random
 
-PEOPLE = [f"{first} {last}" for first in FIRST for last in LAST]
-TITLES = [f"{matter} {kind}" for matter in MATTERS for kind in KINDS]
+CONSONANTS = "b c d f g h k l m n p r s t v w z ch st tr".split()
+VOWELS = "a e i o u ea".split()
+ENDINGS = ("", "", "n", "r", "s", "l")
+
+
+def made_up(what: str, number: int, *, syllables: tuple[int, int] = (2, 3)) -> list[str]:
+    """`number` different words; the same arguments give the same words."""
+    rng = random.Random(what)
+    words: dict[str, None] = {}
+    while len(words) < number:
+        length = rng.randint(*syllables)
+        words["".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(length)) + rng.choice(ENDINGS)] = None
+    return list(words)
+
+
+FIRST = [word.capitalize() for word in made_up("first names", 240)]
+LAST = [word.capitalize() for word in made_up("last names", 240)]
+CITIES = [word.capitalize() for word in made_up("cities", 240)]
+STREETS = [word.capitalize() for word in made_up("streets", 120)]
+PRODUCTS = made_up("products", 240)
+KINDS = "review meeting lesson call workshop dinner check rehearsal interview tour".split()
+
+PEOPLE = [f"{first} {last}" for first, last in zip(FIRST, LAST, strict=True)]
+TITLES = [f"{matter} {kind}" for matter in made_up("matters", 120) for kind in KINDS]
 DAYS = [(month, day) for month in range(1, 13) for day in range(1, 29)]

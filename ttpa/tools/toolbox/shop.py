@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ttpa.tools.toolbox import names
 from ttpa.tools.toolbox.schemas import COUNT, DATE, MONEY, NAME, TEXT, choice, record
 from ttpa.tools.toolbox.tool import State, Tool, ToolError, find, new_id
 
@@ -13,13 +12,13 @@ CATEGORIES = ("home", "outdoor", "books", "electronics", "clothing")
 RATES = {"EUR": 1.0, "USD": 1.1, "GBP": 0.85}
 
 
-def initial_state(rng: random.Random) -> State:
-    """Twenty products, three orders and three accounts in euros."""
+def initial_state(rng: random.Random, names: list[str]) -> State:
+    """Twenty products of these names, three orders and three accounts in euros."""
     products = {}
-    for number, name in enumerate(names.PRODUCTS):
+    for number, name in enumerate(rng.sample(names, 20)):
         products[f"p{rng.randrange(10 * number + 100, 10 * number + 110)}"] = {
             "name": name,
-            "category": CATEGORIES[number * len(CATEGORIES) // len(names.PRODUCTS)],
+            "category": CATEGORIES[number % len(CATEGORIES)],
             "price": rng.randint(5, 200),
         }
     orders = {}
