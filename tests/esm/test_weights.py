@@ -59,12 +59,13 @@ def heavy(tokenizer, rejected, gold=(GOLD,)):
     tree = tree_of(tokenizer, rejected, gold)
     chosen_weights, rejected_weights = pair_weights(tree, tree.pairs[0], tokenizer, WeightOptions(HEAVY, LIGHT))
     chosen, fork = marked(tokenizer, tree, 0, chosen_weights)
-    wrong, other_fork = marked(tokenizer, tree, 1, rejected_weights)
     first = next(
         i for i, (a, b) in enumerate(zip(tree.completion_ids(0), tree.completion_ids(1), strict=False)) if a != b
     )
-    assert fork == other_fork == first
-    return chosen, wrong
+    assert fork == first
+    # the rejected side: the first token that differs, and no other, is the wrong decision
+    assert rejected_weights == [1.0] * first + [HEAVY] + [LIGHT] * (len(rejected_weights) - first - 1)
+    return chosen
 
 
 def changed(**arguments):
@@ -72,44 +73,44 @@ def changed(**arguments):
 
 
 @pytest.mark.parametrize(
-    ("rejected", "chosen_heavy", "rejected_heavy"),
+    ("rejected", "chosen_heavy"),
     [
         # the value's shared opening quote lies before the fork
-        (changed(city="Rome", days=3), ['Oslo"'], ['Rome"']),
-        (changed(city="Oslo", days="3"), ["3"], ['"3"']),
-        (changed(city="Rome", days=4), ['Oslo"', "3"], ['Rome"', "4"]),
-        (changed(city="Oslo"), [', "days": 3'], ["}"]),
-        (changed(days=3), ['city": "Oslo",'], ["}"]),
-        (changed(city="Oslo", days=3, unit="c"), ["}"], [', "unit": "c"']),
-        (changed(city="Oslo", wind=1, days=3), ["d"], ['wind": 1,']),
-        (text_of({**GOLD, "name": "wind"}), ['eather"'], ['ind"']),
-        (text_of({**GOLD, "name": "wetter"}), ['ather"'], ['tter"']),
-        (text_of(GOLD, GOLD), ["<|im_end|>"], [text_of(GOLD).removesuffix("<|im_end|>")]),
-        ("What?<|im_end|>", [text_of(GOLD).removesuffix("<|im_end|>")], ["<|im_end|>"]),
-        (text_of(GOLD).replace("3}}", "3}"), ["}"], ["</tool_call>"]),
+        (changed(city="Rome", days=3), ['Oslo"']),
+        (changed(city="Oslo", days="3"), ["3"]),
+        (changed(city="Rome", days=4), ['Oslo"', "3"]),
+        (changed(city="Oslo"), [', "days": 3']),
+        (changed(days=3), ['city": "Oslo",']),
+        (changed(city="Oslo", days=3, unit="c"), ["}"]),
+        (changed(city="Oslo", wind=1, days=3), ["d"]),
+        (text_of({**GOLD, "name": "wind"}), ['eather"']),
+        (text_of({**GOLD, "name": "wetter"}), ['ather"']),
+        (text_of(GOLD, GOLD), ["<|im_end|>"]),
+        ("What?<|im_end|>", [text_of(GOLD).removesuffix("<|im_end|>")]),
+        (text_of(GOLD).replace("3}}", "3}"), ["}"]),
     ],
 )
-def test_errors_and_what_should_stand_there(tokenizer, rejected, chosen_heavy, rejected_heavy):
-    assert heavy(tokenizer, rejected) == (chosen_heavy, rejected_heavy)
+def test_what_should_stand_in_the_place_of_an_error(tokenizer, rejected, chosen_heavy):
+    assert heavy(tokenizer, rejected) == chosen_heavy
 
 
 def test_a_missing_call_weighs_on_the_call_that_is_missing(tokenizer):
     wind = {"name": "wind", "arguments": {"city": "Rome"}}
     only = text_of(wind).removesuffix("<|im_end|>")
-    assert heavy(tokenizer, text_of(GOLD), (GOLD, wind)) == ([only], ["<|im_end|>"])
+    assert heavy(tokenizer, text_of(GOLD), (GOLD, wind)) == [only]
 
 
 def test_a_missing_call_does_not_weigh_on_its_neighbour(tokenizer):
     wind = {"name": "wind", "arguments": {"city": "Rome"}}
     missing = text_of(GOLD).removesuffix("<|im_end|>")
     shared = missing.index("eather")
-    assert heavy(tokenizer, text_of(wind), (GOLD, wind)) == ([missing[shared:]], ["<|im_end|>"])
+    assert heavy(tokenizer, text_of(wind), (GOLD, wind)) == [missing[shared:]]
 
 
 def test_calls_in_another_order_find_their_partner(tokenizer):
     wind = {"name": "wind", "arguments": {"city": "Rome"}}
     rejected = text_of({"name": "wind", "arguments": {"city": "Bonn"}}, GOLD)
-    assert heavy(tokenizer, rejected, (GOLD, wind)) == (['"Rome"'], ['"Bonn"'])
+    assert heavy(tokenizer, rejected, (GOLD, wind)) == ['"Rome"']
 
 
 def test_both_one_is_plain_dpo(tokenizer):
@@ -130,7 +131,7 @@ def test_tokens_that_the_model_did_not_write_weigh_nothing(tokenizer):
         assert weights == [0.0] * len(weights)
     tree = tree_of(tokenizer, changed(city="Rome", days=3))
     tree.nodes[0].trained = [0] * 5 + [1] * (len(tree.nodes[0].ids) - 5)
-    for weights in pair_weights(tree, tree.pairs[0], tokenizer, WeightOptions()):
+    for weights in pair_weights(tree, tree.pairs[0], tokenizer, WeightOptions(HEAVY, LIGHT)):
         assert weights[:6] == [0.0] * 5 + [1.0] and HEAVY in weights
 
 

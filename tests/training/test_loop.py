@@ -19,14 +19,23 @@ from ttpa.training.optimizer import learning_rate, make_optimizer
 from ttpa.trees.pack import pack_trees
 from ttpa.trees.record import Pair
 
-CONFIG = TrainConfig(learning_rate=1e-3, batch_size=8, max_steps=3, logging_steps=1)
+CONFIG = TrainConfig(
+    learning_rate=1e-3,
+    beta=0.1,
+    sft_weight=0.0,
+    error_weight=2.0,
+    follow_weight=0.5,
+    batch_size=8,
+    max_steps=3,
+    logging_steps=1,
+)
 TREES = [random_tree(seed) for seed in range(6)]
 
 
 def examples_of(trees, tokenizer, loss_type):
     if loss_type == "sft":
         return likelihood_examples(trees)
-    return preference_examples(trees, tokenizer=tokenizer, options=WeightOptions())
+    return preference_examples(trees, tokenizer=tokenizer, options=WeightOptions(2.0, 0.5))
 
 
 @pytest.fixture
@@ -34,8 +43,8 @@ def policy(tiny_model):
     return use_tree_attention(tiny_model)
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "sft"])
-def test_a_step_does_not_depend_on_how_it_is_cut(policy, tokenizer, loss_type):
+@pytest.mark.parametrize(("loss_type", "sft_weight"), [("sigmoid", 0.0), ("sigmoid", 3.0), ("ipo", 0.0), ("sft", 0.0)])
+def test_a_step_does_not_depend_on_how_it_is_cut(policy, tokenizer, loss_type, sft_weight):
     reference = None if loss_type == "sft" else copy.deepcopy(policy).requires_grad_(False)
     with torch.no_grad():  # so that the margins are not 0
         for parameter in policy.parameters():
@@ -44,7 +53,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut(policy, tokenizer, loss_type):
     found = []
     for pack_tokens in (10_000, 100, 1):
         policy.zero_grad()
-        config = replace(CONFIG, loss_type=loss_type, pack_tokens=pack_tokens)
+        config = replace(CONFIG, loss_type=loss_type, sft_weight=sft_weight, pack_tokens=pack_tokens)
         metrics, tokens = gradient(policy, reference, examples, config=config)
         found.append((metrics, tokens, torch.cat([p.grad.flatten() for p in policy.parameters()])))
     for metrics, tokens, grad in found[1:]:
@@ -64,7 +73,7 @@ def test_a_step_has_the_weights_and_the_options_of_its_loss(policy, tokenizer, l
     config = replace(CONFIG, loss_type=loss_type, beta=0.3, label_smoothing=smoothing)
     metrics, _ = gradient(policy, reference, examples_of([tree], tokenizer, loss_type), config=config)
 
-    weights = [[pair_weights(tree, pair, tokenizer, WeightOptions()) for pair in tree.pairs]]
+    weights = [[pair_weights(tree, pair, tokenizer, WeightOptions(2.0, 0.5)) for pair in tree.pairs]]
     assert {2.0, 0.5} <= {weight for pair in weights[0] for side in pair for weight in side}
     batch = pack_trees([tree], weights=weights, average=loss_type == "ipo")
     with torch.no_grad():
@@ -73,6 +82,28 @@ def test_a_step_has_the_weights_and_the_options_of_its_loss(policy, tokenizer, l
     want, weighted = token_dpo_loss(logp_R=logps[0], ref_logp_R=logps[1], C=batch.C, **options)
     assert metrics["loss"] == pytest.approx(want.item(), rel=1e-6)
     assert weighted["rewards/weighted_margins"] == pytest.approx(metrics["rewards/weighted_margins"], rel=1e-6)
+
+
+def test_the_likelihood_term_is_the_mean_over_chosen_tokens_behind_the_fork(policy, tokenizer):
+    tree = random_tree(3, num_leaves=4)
+    tree.pairs = [Pair(2, 0), Pair(2, 1), Pair(3, 1)]
+    rows = {}  # (leaf, position) of chosen tokens at or behind the first token in which a pair differs
+    for pair in tree.pairs:
+        chosen, rejected = tree.completion_ids(pair.chosen), tree.completion_ids(pair.rejected)
+        fork = next(i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+        for at in range(fork, len(chosen)):
+            rows[tuple(chosen[: at + 1])] = at
+    want = 0.0
+    for prefix in rows:
+        ids = torch.tensor([tree.prompt_ids + list(prefix)])
+        logp = policy(input_ids=ids, use_cache=False).logits[0, -2].log_softmax(dim=-1)
+        want -= logp[prefix[-1]].item() / len(rows)
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    examples = examples_of([tree], tokenizer, "sigmoid")
+    metrics, _ = gradient(policy, reference, examples, config=replace(CONFIG, sft_weight=3.0))
+    assert metrics["loss/sft"] == pytest.approx(want, rel=1e-5)
+    assert metrics["loss/preference"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["loss"] == pytest.approx(metrics["loss/preference"] + 3 * want, rel=1e-5)
 
 
 def test_sft_is_the_mean_over_the_tokens_of_distinct_chosen_leaves(policy):

@@ -43,10 +43,9 @@ def ordinal(day: int) -> str:
     return f"{day}{suffix}"
 
 
-FIRST, LAST, TITLES, CITIES, STREETS, PRODUCTS, DAYS = (
-    held_out(items)
-    for items in (names.FIRST, names.LAST, names.TITLES, names.CITIES, names.STREETS, names.PRODUCTS, names.DAYS)
-)  # type: tuple[Any, ...]
+FIRST, LAST = held_out(names.FIRST), held_out(names.LAST)
+TITLES, CITIES, STREETS = held_out(names.TITLES), held_out(names.CITIES), held_out(names.STREETS)
+PRODUCTS, DAYS = held_out(names.PRODUCTS), held_out(names.DAYS)
 MESSAGES = held_out(
     [f"the {thing} {'are' if thing.endswith('s') else 'is'} {state}" for thing in THINGS for state in STATES]
 )

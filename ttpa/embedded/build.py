@@ -37,15 +37,15 @@ class BuildConfig:
     start: Path | None = option(None, "a model folder to start SFT from, instead of doing the drills")
     vocab_size: int = option(1024, "size of the tokenizer's vocabulary")
     num_drills: int = option(28800, "made-up dialogues of the first step, each seen once")
-    num_dialogues: int = option(500, "SFT dialogues")
+    num_dialogues: int = option(600, "SFT dialogues")
     num_validation: int = option(200, "dialogues that choose the best SFT step")
-    sft_steps: int = option(700, "SFT steps at most")
+    sft_steps: int = option(600, "SFT steps at most")
     batch_size: int = option(32, "drills per step")
     sft_batch_size: int = option(16, "dialogues per SFT step")
     learning_rate: float = option(2e-3, "peak learning rate of the drills")
     sft_learning_rate: float = option(1e-3, "peak learning rate of SFT")
     sft_weight_decay: float = option(0.1, "weight decay of SFT")
-    eval_steps: int = option(100, "validate every so many SFT steps")
+    eval_steps: int = option(75, "validate every so many SFT steps")
     seed: int = option(0, "seed of everything")
 
 
@@ -140,7 +140,7 @@ def exact_calls(model: Qwen3ForCausalLM, examples: Sequence[Example]) -> float:
     ordered = sorted(examples, key=lambda example: len(example.ids))
     for at in range(0, len(ordered), 32):
         batch = ordered[at : at + 32]
-        ids, seen, _ = padded(batch)
+        ids, _, _ = padded(batch)
         hit = model(input_ids=ids).logits[:, :-1].argmax(-1) == ids[:, 1:]
         for row, example in enumerate(batch):
             right += sum(bool(hit[row, a - 1 : b - 1].all()) for a, b in example.calls)

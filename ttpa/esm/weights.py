@@ -1,4 +1,4 @@
-"""One weight per token of a pair: more where ESM found the error and on what should stand there, less behind it."""
+"""One weight per token of a pair: more on the wrong decision and on what should stand there, less behind it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ttpa.trees.record import Pair, PreferenceTree
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """Weights behind the fork of a pair: `error` for the tokens of an error and of what should stand in its place,
-    `follow` for all others. Both 1 is plain DPO. Raises InputError unless both are finite and not negative."""
+    """Weights behind the fork of a pair: `error` for the wrong decision and for the tokens that should stand in its
+    place, `follow` for all others. Both 1 is plain DPO. Raises InputError unless both are finite and not negative."""
 
-    error: float = 2.0
-    follow: float = 0.5
+    error: float = 1.0
+    follow: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in (("error", self.error), ("follow", self.follow)):
@@ -36,8 +36,8 @@ def pair_weights(
 ) -> tuple[list[float], list[float]]:
     """Weights of the completion tokens of the chosen and of the rejected leaf of a pair.
 
-    Tokens before the first one in which the two differ weigh 1, so they cancel in the margin. From there on, tokens of
-    the rejected leaf's errors weigh `options.error`, and so do, on the chosen side, the tokens of what the errors name:
+    Tokens before the first one in which the two differ weigh 1, so they cancel in the margin. That first token weighs
+    `options.error` on the rejected side, and so do, on the chosen side, the tokens of what the errors name:
     the value at the same pointer, the parameter or the call that is missing, the tool's name; for an error that names
     nothing there (a surplus parameter or call, broken text), the first token that differs. All other tokens weigh
     `options.follow`. If the rejected leaf has no errors on record, all weights are 1. Tokens that the model did not
@@ -50,7 +50,9 @@ def pair_weights(
         fork = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
         if fork is None:
             fork = min(len(chosen), len(rejected))
-        wrong = [(a, b) for a, b in (error["tokens"] or (0, 0) for error in errors)]
+        # Behind its first wrong token the rejected side is often right given that token ("_event" after "create"):
+        # pushing those tokens down unlearns them where they belong.
+        wrong = [(fork, fork + 1)]
         right = list(_counterparts(tree, chosen, rejected, errors, fork, tokenizer))
         for weights, ranges in ((chosen_weights, right), (rejected_weights, wrong)):
             weights[fork:] = [options.follow] * (len(weights) - fork)

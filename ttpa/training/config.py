@@ -22,6 +22,15 @@ AT_LEAST = {
 }
 
 
+DEPENDS_ON_MODEL = {
+    "learning_rate": (1e-6, 1e-3),
+    "beta": (0.1, 2.0),
+    "sft_weight": (0.0, 20.0),
+    "num_train_epochs": (1, 3),
+}
+"""Defaults for a model of the user's (those of TRL) and for the embedded one (docs/embedded.md says how they came)."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Every option of the command, with its default; raises InputError for values that make no sense."""
@@ -30,12 +39,12 @@ class TrainConfig:
     data: Path | None = option(None, "trees, TRL preference file, ToolBench answers; none samples trees")
     output: Path = option(Path("runs/train"), "run folder; the files of an earlier run in it are replaced")
     eval_data: Path | None = option(None, "dialogues to evaluate on; none is the held-out set of the embedded model")
-    num_eval_dialogues: int = option(200, "embedded held-out dialogues to evaluate on; 0 evaluates on none of them")
+    num_eval_dialogues: int = option(300, "embedded held-out dialogues to evaluate on; 0 evaluates on none of them")
     seed: int = option(0, "decides which dialogues are sampled and the order of the batches")
     bf16: bool = option(False, "compute in bfloat16 under autocast; weights and optimizer states stay float32")
 
     rounds: int = option(1, "times to sample with the current policy and to train on it")
-    num_dialogues: int = option(400, "new dialogues to sample in each round")
+    num_dialogues: int = option(1000, "new dialogues to sample in each round")
     num_forks: int = option(8, "places at which a call is forked, at most")
     alternatives: int = option(2, "other tokens to try at a fork, at most")
     min_entropy: float = option(0.1, "entropy in nats that a token needs to become a fork")
@@ -44,18 +53,18 @@ class TrainConfig:
     decode_batch_size: int = option(64, "completions to decode side by side")
 
     loss_type: LossName = option("sigmoid", "sft: likelihood of the chosen sides, the control; others as in TRL")
-    beta: float = option(0.1, "strength of the pull to the reference model, the policy at the start of the round")
+    beta: float = option(None, "pull to the reference model, the policy at the round's start; none: 0.1, embedded 2")
     label_smoothing: float = option(0.0, "share of pairs taken to be the wrong way round (sigmoid, robust)")
-    sft_weight: float | None = option(None, "weight of the likelihood of chosen tokens; none: 0, embedded model 1")
-    error_weight: float = option(2.0, "weight of the tokens of an error and of what should stand there")
-    follow_weight: float = option(0.5, "weight of other tokens behind the fork of a pair; 1 and 1 is plain DPO")
+    sft_weight: float = option(None, "weight of the likelihood of the chosen tokens; none: 0, embedded model 20")
+    error_weight: float = option(1.0, "weight of the tokens of an error and of what should stand there")
+    follow_weight: float = option(0.0, "weight of other tokens behind the fork of a pair; 1 and 1 is plain DPO")
 
-    learning_rate: float | None = option(None, "highest learning rate of AdamW; none: 1e-6, embedded model 1e-3")
+    learning_rate: float = option(None, "highest learning rate of AdamW; none: 1e-6, embedded model 1e-3")
     lr_scheduler_type: Scheduler = option("cosine", "how the rate goes on after the warm-up, to 0 or constant")
     warmup_ratio: float = option(0.1, "share of a round's steps in which the rate rises")
     weight_decay: float = option(0.0, "AdamW weight decay; none on norms, biases and other vectors")
     max_grad_norm: float = option(1.0, "longest gradient; 0 does not clip")
-    num_train_epochs: int = option(1, "times to go through a round's trees")
+    num_train_epochs: int = option(None, "times to go through a round's trees; none: 1, embedded model 3")
     max_steps: int = option(-1, "optimizer steps of a round instead of num_train_epochs; -1 is whole epochs")
     batch_size: int = option(32, "pairs of one optimizer step; a tree is kept whole, so there may be more")
     max_length: int | None = option(None, "longest prompt and completion in tokens; none is the model's window")
@@ -64,11 +73,9 @@ class TrainConfig:
     logging_steps: int = option(10, "steps between lines of metrics.jsonl, beside the first and the last step")
 
     def __post_init__(self) -> None:
-        embedded = self.model is None
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 1e-3 if embedded else 1e-6)
-        if self.sft_weight is None:
-            object.__setattr__(self, "sft_weight", 1.0 if embedded else 0.0)
+        for name, (general, embedded) in DEPENDS_ON_MODEL.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, embedded if self.model is None else general)
         for least, names in AT_LEAST.items():
             for name in names.split():
                 if not least <= getattr(self, name) < math.inf:

@@ -59,5 +59,5 @@ def backward(
     )
     share = len(pack.pairs) / denominator
     losses = {"loss/preference": loss.item(), "loss/sft": nll.item()}
-    losses["loss"] = losses["loss/preference"] + (config.sft_weight or 0.0) * losses["loss/sft"]
+    losses["loss"] = losses["loss/preference"] + config.sft_weight * losses["loss/sft"]
     return {**losses, **{name: mean * share for name, mean in (means | weighted).items()}}

@@ -137,6 +137,8 @@ def order_status(v: Values, box: Toolbox) -> Steps:
 def return_item(v: Values, box: Toolbox) -> Steps:
     key = v.rng.choice(list(box.state["orders"]))
     items = succeeded((yield [Call("order_status", {"order_id": key})]))["items"]
+    if len(items) < 2:
+        raise Unusable
     position, (reason, why) = v.rng.randrange(2), v.word(REASON)
     succeeded((yield [Call("return_item", {"order_id": key, "product_id": items[position], "reason": reason})]))
     question = v.phrase(

@@ -17,8 +17,8 @@ class Toolbox:
     """An executable environment of calendar, messages, shop and travel tools over one JSON state.
 
     `seed` decides the initial state: the same seed gives the same state, and the same calls then give the same
-    results. `people`, `titles`, `cities`, `products` and `days` (month, day) are what the state is made of; None takes the
-    built-in lists. Nothing here reads a clock, a file or the network.
+    results. `people`, `titles`, `cities`, `products` and `days` (month, day) are what the state is made of; None
+    takes the built-in lists. Nothing here reads a clock, a file or the network.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Toolbox:
         return [tool.schema for tool in self.by_name.values()]
 
     def execute(self, call: Call) -> dict[str, Any]:
-        """Run one call; never raises. Returns the tool's result, or `{"error": code, "message": text}` and no change."""
+        """Run one call; never raises. Returns the result, or `{"error": code, "message": text}` after no change."""
         tool = self.by_name.get(call.name)
         if tool is None:
             return {"error": "unknown_tool", "message": f"there is no tool {call.name!r}"}
