@@ -84,15 +84,11 @@ def test_a_step_has_the_weights_and_the_options_of_its_loss(policy, tokenizer, l
     assert weighted["rewards/weighted_margins"] == pytest.approx(metrics["rewards/weighted_margins"], rel=1e-6)
 
 
-def test_the_likelihood_term_is_the_mean_over_chosen_tokens_behind_the_fork(policy, tokenizer):
+def test_the_likelihood_term_is_the_mean_over_chosen_tokens(policy, tokenizer):
     tree = random_tree(3, num_leaves=4)
     tree.pairs = [Pair(2, 0), Pair(2, 1), Pair(3, 1)]
-    rows = {}  # (leaf, position) of chosen tokens at or behind the first token in which a pair differs
-    for pair in tree.pairs:
-        chosen, rejected = tree.completion_ids(pair.chosen), tree.completion_ids(pair.rejected)
-        fork = next(i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
-        for at in range(fork, len(chosen)):
-            rows[tuple(chosen[: at + 1])] = at
+    chosen = [tree.completion_ids(pair.chosen) for pair in tree.pairs]
+    rows = {tuple(ids[: at + 1]) for ids in chosen for at in range(len(ids))}  # a shared token counts once
     want = 0.0
     for prefix in rows:
         ids = torch.tensor([tree.prompt_ids + list(prefix)])

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -87,8 +88,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Dialogue]) ->
     examples = []
     call = tokenizer.convert_tokens_to_ids("<tool_call>")
     for dialogue in dialogues:
-        out = tokenizer.apply_chat_template(
-            dialogue.messages, tools=dialogue.tools, return_dict=True, return_assistant_tokens_mask=True
+        tools: list[Any] = dialogue.tools
+        out: Any = tokenizer.apply_chat_template(
+            dialogue.messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True
         )
         ids, mask = out["input_ids"], out["assistant_masks"]
         turns, start = [], None
@@ -242,9 +244,7 @@ def main(argv: list[str]) -> None:
     else:
         drills = [drill(rng, number) for number in range(config.num_drills + 200)]
         plain = train_tokenizer([], vocab_size=265)
-        texts = [
-            plain.apply_chat_template(d.messages, tools=d.tools, tokenize=False) for d in [*drills[:3000], *(3 * sft)]
-        ]
+        texts = [str(plain.decode(example.ids)) for example in encode(plain, [*drills[:3000], *(3 * sft)])]
         tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size)
         model = Qwen3ForCausalLM(model_config(tokenizer))
         copying_start(model)

@@ -80,14 +80,16 @@ def _schema(rng: random.Random, depth: int = 0) -> Schema:
     if kind == "list":
         return array({"type": "string"})
     if kind == "record":
-        return record(**{name: _schema(rng, 1) for name in rng.sample(FIELDS, 2)})
+        parts = {name: _schema(rng, 1) for name in rng.sample(FIELDS, 2)}
+        return {**record(), "properties": parts, "required": list(parts)}
     return {"type": {"text": "string", "code": "string", "flag": "boolean"}.get(kind, kind), "title": kind}
 
 
 def _tool(rng: random.Random) -> dict[str, Any]:
     names = rng.sample(FIELDS, rng.randint(1, 4))
-    optional = tuple(name for name in names[1:] if rng.random() < 0.4)
-    parameters = record(optional=optional, **{name: _schema(rng) for name in names})
+    required = [names[0], *(name for name in names[1:] if rng.random() >= 0.4)]
+    properties = {name: _schema(rng) for name in names}
+    parameters = {**record(), "properties": properties, "required": required}
     name = f"{rng.choice(VERBS)}_{rng.choice(NOUNS)}"
     return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
 

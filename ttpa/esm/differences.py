@@ -106,10 +106,12 @@ def _fitting_branches(error: ValidationError) -> list[list[ValidationError]]:
 
 
 def _from_schema_error(error: ValidationError) -> Iterator[Difference]:
-    path, keyword, value = tuple(error.absolute_path), str(error.validator), error.validator_value
+    path, keyword = tuple(error.absolute_path), str(error.validator)
+    value: Any = error.validator_value
+    instance: Any = error.instance
     if keyword == "required":
         for key in value:
-            if key not in error.instance:
+            if key not in instance:
                 yield Difference("param.missing_required", (*path, key), {keyword: key}, None)
     elif keyword not in ("additionalProperties", "unevaluatedProperties"):
         wrong_type = keyword == "type" or (bool(error.context) and not _fitting_branches(error))

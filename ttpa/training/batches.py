@@ -75,11 +75,18 @@ def plan_steps(
     return steps if max_steps < 0 else steps[:max_steps]
 
 
-def packs(examples: Sequence[Example], *, pack_tokens: int, average: bool) -> list[TreeBatch]:
+def packs(
+    examples: Sequence[Example], *, pack_tokens: int, average: bool, train_chosen: bool = False
+) -> list[TreeBatch]:
     """The examples of one optimizer step in packs of at most `pack_tokens` tokens (a longer tree has a pack of its
-    own); `average` is that of `pack_trees`."""
+    own); `average` and `train_chosen` are those of `pack_trees`."""
     trees = [example.tree for example in examples]
     return [
-        pack_trees([trees[i] for i in pack], weights=[examples[i].weights for i in pack], average=average)
+        pack_trees(
+            [trees[i] for i in pack],
+            weights=[examples[i].weights for i in pack],
+            average=average,
+            train_chosen=train_chosen,
+        )
         for pack in plan_packs(trees, max_tokens=pack_tokens)
     ]

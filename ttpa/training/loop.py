@@ -90,7 +90,12 @@ def gradient(
     packed tokens. The loss is the mean over the pairs of the step, or over its chosen tokens for `sft`, and does not
     depend on `pack_tokens`."""
     sft = config.loss_type == "sft"
-    cut = packs(examples, pack_tokens=config.pack_tokens, average=config.loss_type == "ipo")
+    cut = packs(
+        examples,
+        pack_tokens=config.pack_tokens,
+        average=config.loss_type == "ipo",
+        train_chosen=not sft and config.sft_weight > 0,
+    )
     denominator = sum(pack.chosen_PR._nnz() if sft else len(pack.pairs) for pack in cut)
     chosen = 0 if sft else sum(len(pack.chosen_rows) for pack in cut)
     parts = [

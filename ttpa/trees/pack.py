@@ -49,8 +49,9 @@ class TreeBatch:
 
     @property
     def chosen_rows(self) -> torch.Tensor:
-        """The trained rows that some pair wants more likely, each once, in order."""
-        return self.C.indices()[1][self.C.values() > 0].unique()
+        """The trained rows of chosen completions, each once, in order."""
+        columns = self.chosen_PR.indices()[1].unique()
+        return columns[columns < self.num_trained]
 
     def to(self, device: torch.device | str) -> TreeBatch:
         """The same batch with its tensors on `device`."""
@@ -63,6 +64,7 @@ def pack_trees(
     *,
     weights: Sequence[Sequence[PairWeights]] | None = None,
     average: bool = False,
+    train_chosen: bool = False,
 ) -> TreeBatch:
     """Pack trees and write the margins of their pairs as one sparse matrix.
 
@@ -71,8 +73,9 @@ def pack_trees(
     1 for tokens that the model wrote and 0 elsewhere. Row p of C is `weights on the chosen side - weights on the
     rejected side`; a token that both sides share with equal weight cancels exactly and gets no trained row. With
     `average` each side is divided by its total weight first (length-normalised losses such as IPO), so shared tokens
-    cancel only between sides of equal total. Raises ValueError for a tree without a prompt or without pairs and for
-    weights that do not fit the completions.
+    cancel only between sides of equal total. With `train_chosen` every token of a chosen side that the model wrote
+    has a trained row, for a likelihood term beside the margins. Raises ValueError for a tree without a prompt or
+    without pairs and for weights that do not fit the completions.
     """
     if weights is not None and len(weights) != len(trees):
         raise ValueError(f"weights are given for {len(weights)} trees, there are {len(trees)}")
@@ -137,8 +140,9 @@ def pack_trees(
 
     written_T = np.array(written, dtype=bool)
     coefficient_P = [_coefficients(*entry) for entry in entries]
-    trained = _union([tokens for tokens, _ in coefficient_P])
     sides_P = [[path[written_T[path]] for path in (entry[0], entry[2])] for entry in entries]
+    chosen_P = [chosen for chosen, _ in sides_P] if train_chosen else []
+    trained = _union([tokens for tokens, _ in coefficient_P] + chosen_P)
     reported = np.setdiff1d(_union([tokens for sides in sides_P for tokens in sides]), trained)
     tokens_R = np.concatenate([trained, reported])
     column_T = np.zeros(len(ids), dtype=np.int64)
