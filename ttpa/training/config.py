@@ -23,8 +23,8 @@ AT_LEAST = {
 
 
 DEPENDS_ON_MODEL = {
-    "learning_rate": (1e-6, 1e-3),
-    "beta": (0.1, 2.0),
+    "learning_rate": (1e-6, 5e-4),
+    "beta": (0.1, 0.2),
     "sft_weight": (0.0, 20.0),
     "num_train_epochs": (1, 3),
 }
@@ -44,7 +44,7 @@ class TrainConfig:
     bf16: bool = option(False, "compute in bfloat16 under autocast; weights and optimizer states stay float32")
 
     rounds: int = option(1, "times to sample with the current policy and to train on it")
-    num_dialogues: int = option(1000, "new dialogues to sample in each round")
+    num_dialogues: int = option(1600, "new dialogues to sample in each round")
     num_forks: int = option(8, "places at which a call is forked, at most")
     alternatives: int = option(2, "other tokens to try at a fork, at most")
     min_entropy: float = option(0.1, "entropy in nats that a token needs to become a fork")
@@ -53,13 +53,13 @@ class TrainConfig:
     decode_batch_size: int = option(64, "completions to decode side by side")
 
     loss_type: LossName = option("sigmoid", "sft: likelihood of the chosen sides, the control; others as in TRL")
-    beta: float = option(None, "pull to the reference model, the policy at the round's start; none: 0.1, embedded 2")
+    beta: float = option(None, "pull to the reference model, the policy at the round's start; none: 0.1, embedded 0.2")
     label_smoothing: float = option(0.0, "share of pairs taken to be the wrong way round (sigmoid, robust)")
     sft_weight: float = option(None, "weight of the likelihood of the chosen tokens; none: 0, embedded model 20")
     error_weight: float = option(1.0, "weight of the tokens of an error and of what should stand there")
     follow_weight: float = option(0.0, "weight of other tokens behind the fork of a pair; 1 and 1 is plain DPO")
 
-    learning_rate: float = option(None, "highest learning rate of AdamW; none: 1e-6, embedded model 1e-3")
+    learning_rate: float = option(None, "highest learning rate of AdamW; none: 1e-6, embedded model 5e-4")
     lr_scheduler_type: Scheduler = option("cosine", "how the rate goes on after the warm-up, to 0 or constant")
     warmup_ratio: float = option(0.1, "share of a round's steps in which the rate rises")
     weight_decay: float = option(0.0, "AdamW weight decay; none on norms, biases and other vectors")
