@@ -126,3 +126,26 @@ def test_gold_is_right_where_it_breaks_the_schema():
     schema = parameters(n={"type": "integer"}) | {"required": ["n", "m"]}
     assert both({"n": "3", "x": 1}, {"n": "3", "x": 1}, schema) == []
     assert both({"n": "4", "x": 2}, {"n": "3", "x": 1}, schema) == [("value.type", ("n",)), ("value.wrong", ("x",))]
+
+
+@pytest.mark.parametrize(
+    ("output", "gold", "expected"),
+    [
+        ({}, {"unit": "c"}, []),
+        ({"unit": "c"}, {}, []),
+        ({}, {"unit": "f"}, [("param.missing_expected", ("unit",))]),
+        ({"unit": "f"}, {}, [("param.unexpected", ("unit",))]),
+        ({"unit": "f"}, {"unit": "c"}, [("value.wrong", ("unit",))]),
+        ({"page": {"size": 10}}, {"page": {}}, []),
+        ({"page": {"size": 10.0}}, {"page": {"from": None}}, []),
+        ({"page": {"size": True}}, {"page": {}}, [("value.type", ("page", "size"))]),
+        ({"n": 1}, {}, []),
+        ({}, {"n": 1}, [("param.missing_required", ("n",))]),
+    ],
+)
+def test_defaults_are_honoured(output, gold, expected):
+    page = {"type": "object", "properties": {"size": {"type": "integer", "default": 10}, "from": {"default": None}}}
+    schema = parameters(unit={"type": "string", "default": "c"}, page={"$ref": "#/$defs/page"}, n={"default": 1})
+    schema |= {"$defs": {"page": page}, "required": ["n"] if "n" in gold else []}
+    by_schema = schema_differences(output, schema)
+    assert codes(all_differences(by_schema, output, gold, schema)) == expected

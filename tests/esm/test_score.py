@@ -41,6 +41,11 @@ def test_bad_input_is_named():
         score_call(TEXT, [{"arguments": {}}], TOOLS)
     with pytest.raises(InputError, match="tool 0"):
         score_call(TEXT, [GOLD], [{}])
+    deep = 1
+    for _ in range(500):
+        deep = [deep]
+    with pytest.raises(InputError, match="nested too deeply"):
+        score_call([{"name": "w", "arguments": {"city": deep}}], [GOLD], TOOLS)
 
 
 @pytest.mark.parametrize(

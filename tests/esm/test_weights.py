@@ -4,7 +4,7 @@ import pytest
 
 from ttpa.errors import InputError
 from ttpa.esm.score import score_tokens
-from ttpa.esm.weights import WeightOptions, pair_weights
+from ttpa.esm.weights import WeightOptions, key_token_weights, pair_weights
 from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_completions
 
 TOOLS = [
@@ -150,3 +150,45 @@ def test_weights_must_be_finite_and_not_negative(options):
     with pytest.raises(InputError, match="finite number of at least 0"):
         WeightOptions(**options)
     assert WeightOptions(0.0, 0.0).error == 0.0
+
+
+def key_tokens(tokenizer, rejected, gold=(GOLD,), **options):
+    """Of both sides the text of the tokens that weigh more than 1, their weights, and the number of tokens."""
+    tree = tree_of(tokenizer, rejected, gold, **options)
+    found = []
+    for leaf, weights in enumerate(key_token_weights(tree, tree.pairs[0], tokenizer)):
+        ids = tree.completion_ids(leaf)
+        heavy = [i for i, weight in enumerate(weights) if weight > 1.0]
+        assert all(weight == 1.0 for i, weight in enumerate(weights) if i not in heavy)
+        found.append(([tokenizer.decode([ids[i]]) for i in heavy], sorted({weights[i] for i in heavy}), len(ids)))
+    return found
+
+
+def test_key_tokens_are_where_a_name_parts_from_another(tokenizer):
+    # "weather" and "wind" part at their second letters, which is where these two completions fork
+    chosen, rejected = key_tokens(tokenizer, text_of({**GOLD, "name": "wind"}))
+    assert (chosen[:2], rejected[:2]) == ((["e"], [9.0]), (["i"], [9.0]))
+
+
+def test_key_tokens_before_the_fork_weigh_as_much_as_all_others(tokenizer):
+    assert [side[:2] for side in key_tokens(tokenizer, changed(city="Rome", days=3))] == [([], []), ([], [])]
+
+
+def test_the_first_token_of_a_call_is_a_key_token(tokenizer):
+    short = text_of({"name": "w", "arguments": {}})
+    chosen, rejected = key_tokens(tokenizer, "What?<|im_end|>", [{"name": "w", "arguments": {}}])
+    # "w" is the beginning of both names: they part at the quote behind it
+    assert chosen[0] == ["<tool_call>", '"'] and rejected[0] == []
+    assert chosen[1] == [9.0] and chosen[2] == len(tokenizer(short, add_special_tokens=False)["input_ids"])
+
+
+def test_many_key_tokens_weigh_less(tokenizer):
+    calls = [{"name": "w", "arguments": {}}] * 3
+    chosen, _ = key_tokens(tokenizer, "What?<|im_end|>", calls)
+    assert len(chosen[0]) == 6 and chosen[1] == [min(9.0, (chosen[2] - 6) / 6)]
+
+
+def test_key_tokens_that_the_model_did_not_write_weigh_nothing(tokenizer):
+    tree = tree_of(tokenizer, "What?<|im_end|>", trained=0)
+    for weights in key_token_weights(tree, tree.pairs[0], tokenizer):
+        assert weights == [0.0] * len(weights)

@@ -11,8 +11,9 @@ from jsonschema.exceptions import ValidationError
 from referencing.exceptions import Unresolvable
 
 from ttpa.errors import InputError
+from ttpa.esm.schemas import schemas_at, unknown_keys
 from ttpa.tools.call import normal_json
-from ttpa.tools.schema import allows_key, schema_at, validator
+from ttpa.tools.schema import allows_key, validator
 
 Path = tuple[str | int, ...]
 _ABSENT = object()
@@ -44,10 +45,12 @@ def schema_differences(arguments: dict[str, Any], parameters: dict[str, Any]) ->
                         found[difference.path] = difference
     except (Unresolvable, RecursionError) as error:
         raise InputError(f"a JSON Schema refers to something that it does not contain: {error}") from None
-    for path, key in _keys(arguments, ()):
-        if not allows_key(schema_at(parameters, path), key):
-            place = (*path, key)
-            found[place] = Difference("param.unknown", place, None, _at(arguments, place))
+    for path in unknown_keys(arguments, parameters):
+        whole = found.get(path[:-1])
+        if whole and whole.expected in (False, {"unevaluatedProperties": False}):
+            del found[path[:-1]]  # the same complaint, without the name of the key
+        found.pop(path, None)
+        found[path] = Difference("param.unknown", path, None, _at(arguments, path))
     return list(found.values())
 
 
@@ -69,14 +72,29 @@ def gold_differences(output: Any, gold: Any, path: Path = ()) -> Iterator[Differ
         yield Difference("value.near" if _is_near(output, gold) else "value.wrong", path, gold, output)
 
 
-def all_differences(by_schema: list[Difference], output: dict[str, Any], gold: dict[str, Any]) -> list[Difference]:
+def all_differences(
+    by_schema: list[Difference], output: dict[str, Any], gold: dict[str, Any], parameters: dict[str, Any] | None = None
+) -> list[Difference]:
     """Differences from the schema and from the gold arguments, each path once, what the schema says first.
 
-    The gold arguments are right by definition: where the output does as they do, the schema's complaint is dropped.
+    The gold arguments are right by definition: where the output does as they do, the schema's complaint is dropped. A
+    parameter that is left out on one side is no difference if the other side gives the default of its schema.
     """
     by_schema = [d for d in by_schema if not _gold_does_it_too(d, output, gold)]
     named = {difference.path for difference in by_schema}
-    return by_schema + [d for d in gold_differences(output, gold) if d.path not in named]
+    by_gold = [d for d in gold_differences(output, gold) if d.path not in named]
+    return by_schema + [d for d in by_gold if not _is_default(d, parameters or {})]
+
+
+def _is_default(difference: Difference, parameters: dict[str, Any]) -> bool:
+    if difference.code == "param.missing_expected":
+        value = difference.expected
+    elif difference.code == "param.unexpected":
+        value = difference.got
+    else:
+        return False
+    defaults = [schema["default"] for schema in schemas_at(parameters, difference.path) if "default" in schema]
+    return normal_json(value) in map(normal_json, defaults)
 
 
 def _gold_does_it_too(difference: Difference, output: dict[str, Any], gold: dict[str, Any]) -> bool:
@@ -113,20 +131,14 @@ def _from_schema_error(error: ValidationError) -> Iterator[Difference]:
         for key in value:
             if key not in instance:
                 yield Difference("param.missing_required", (*path, key), {keyword: key}, None)
-    elif keyword not in ("additionalProperties", "unevaluatedProperties"):
+    elif keyword == "additionalProperties" and value is False:
+        for key in instance:
+            if not allows_key(error.schema, key):
+                yield Difference("param.unknown", (*path, key), None, instance[key])
+    else:
         wrong_type = keyword == "type" or (bool(error.context) and not _fitting_branches(error))
-        yield Difference("value.type" if wrong_type else "value.constraint", path, {keyword: value}, error.instance)
-
-
-def _keys(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Every key at every depth, with the path of its object."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield path, key
-            yield from _keys(part, (*path, key))
-    elif isinstance(value, list):
-        for index, part in enumerate(value):
-            yield from _keys(part, (*path, index))
+        expected = {keyword: value} if error.validator else False  # broken is the schema `false`
+        yield Difference("value.type" if wrong_type else "value.constraint", path, expected, instance)
 
 
 def _at(value: Any, path: Sequence[str | int]) -> Any:

@@ -36,11 +36,16 @@ def release(turn: ParsedTurn, gold: list[Call], functions: dict[str, dict[str, A
     found = strict(turn, gold, functions)
     if not gold:
         return Score(float(not turn.calls), found.valid, found.errors)
+    call = first_call(turn)
+    return Score(0.0 if call is None else _formula(call, gold[0], functions), found.valid, found.errors)
+
+
+def first_call(turn: ParsedTurn) -> Call | None:
+    """The first call of a turn, None if there is none or it cannot be read."""
     unreadable = any(e.call == 0 and e.code == "format.unparseable" for e in turn.errors)
     if not turn.calls or unreadable or turn.calls[0].name is None or turn.calls[0].arguments is None:
-        return Score(0.0, found.valid, found.errors)
-    call = Call(turn.calls[0].name, turn.calls[0].arguments)
-    return Score(_formula(call, gold[0], functions), found.valid, found.errors)
+        return None
+    return Call(turn.calls[0].name, turn.calls[0].arguments)
 
 
 def _formula(call: Call, gold: Call, functions: dict[str, dict[str, Any]]) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ttpa.errors import InputError
+from ttpa.esm.bfcl import bfcl
 from ttpa.esm.errors import Score
-from ttpa.esm.release import release
+from ttpa.esm.presets import FORMULAS, NAMES, read_penalties
 from ttpa.esm.strict import strict
 from ttpa.tools.call import Call, call_from_message
 from ttpa.tools.hermes import ParsedCall, ParsedTurn, parse
@@ -16,28 +18,34 @@ from ttpa.tools.schema import functions
 from ttpa.tools.tokens import completion_text, tokens_of
 
 Calls = Sequence[Call | dict[str, Any]]
-_PRESETS = {"strict": strict, "release": release}
 
 
-def score_call(output: str | Calls, gold: Calls, tools: Sequence[dict[str, Any]], *, preset: str = "strict") -> Score:
+def score_call(
+    output: str | Calls, gold: Calls, tools: Sequence[dict[str, Any]], *, preset: str | Path = "strict"
+) -> Score:
     """Score what a model wrote against the calls it should have made, and list its errors.
 
     `output` is the text of a turn without its end-of-turn token (calls in `<tool_call>` tags) or a list of calls,
     `gold` a list of calls; a call is a `Call` or a record `{"name", "arguments"}`. `tools` are OpenAI function schemas.
-    `preset` is "strict" (see `strict.strict` for the formula) or "release" (see `release.release`). The score lies in
-    [0, 1]; errors carry spans of characters if `output` is text. Raises InputError for tools and records that are no
-    such thing.
+    `preset` is "strict", "release", "toolrl", "tl_training" or "binary" (the formulas are in `strict.strict`, in
+    `release.release` and in `rewards`), the path of a YAML file with penalties for `strict` (`presets.read_penalties`),
+    or "bfcl" (`bfcl.bfcl`), for which `gold` is BFCL's list of alternatives and `tools` may be BFCL's. The score lies
+    in [0, 1], for "toolrl" in [-3, 3], for "tl_training" in [-2, 1]; errors carry spans of characters if `output` is
+    text. Raises InputError for presets, tools and records that are no such thing.
     """
-    if preset not in _PRESETS:
-        raise InputError(f"unknown preset {preset!r}; the presets are {', '.join(_PRESETS)}")
+    scorer = _scorer(str(preset))
+    turn = parse(output) if isinstance(output, str) else _as_turn(_calls(output))
+    try:
+        score = scorer(turn, gold, tools)
+    except RecursionError:
+        raise InputError("the arguments of a call or a schema are nested too deeply") from None
     if isinstance(output, str):
-        return _PRESETS[preset](parse(output), _calls(gold), functions(tools))
-    score = _PRESETS[preset](_as_turn(_calls(output)), _calls(gold), functions(tools))
+        return score
     return replace(score, errors=[replace(error, span=None) for error in score.errors])
 
 
 def score_tokens(
-    tokenizer: Any, ids: Sequence[int], gold: Calls, tools: Sequence[dict[str, Any]], *, preset: str = "strict"
+    tokenizer: Any, ids: Sequence[int], gold: Calls, tools: Sequence[dict[str, Any]], *, preset: str | Path = "strict"
 ) -> Score:
     """As `score_call` for the token ids of a completion; the errors also carry half-open ranges of these tokens.
 
@@ -48,6 +56,18 @@ def score_tokens(
     score = score_call(text, gold, tools, preset=preset)
     located = [replace(e, tokens=tokens_of(e.span, spans)) if e.span is not None else e for e in score.errors]
     return replace(score, errors=located)
+
+
+def _scorer(preset: str) -> Callable[[ParsedTurn, Calls, Sequence[dict[str, Any]]], Score]:
+    if preset == "bfcl":
+        return bfcl
+    if preset in FORMULAS:
+        formula = FORMULAS[preset]
+        return lambda turn, gold, tools: formula(turn, _calls(gold), functions(tools))
+    if not preset.endswith((".yaml", ".yml")):
+        raise InputError(f"unknown preset {preset!r}; the presets are {', '.join(NAMES)}, or the path of a YAML file")
+    penalty = read_penalties(preset)
+    return lambda turn, gold, tools: strict(turn, _calls(gold), functions(tools), penalty)
 
 
 def _calls(records: Calls) -> list[Call]:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from ttpa.esm.differences import Difference, all_differences, schema_differences
-from ttpa.esm.errors import PENALTY, Error, Score
+from ttpa.esm.errors import PENALTY, Error, Score, share
 from ttpa.esm.matching import best_assignment
+from ttpa.esm.places import difference_span, with_comma
 from ttpa.tools.call import Call, normal_json
 from ttpa.tools.hermes import ParsedCall, ParsedTurn
 from ttpa.tools.json_scan import Span, pointer
 
 
-def strict(turn: ParsedTurn, gold: list[Call], functions: dict[str, dict[str, Any]]) -> Score:
+def strict(
+    turn: ParsedTurn,
+    gold: list[Call],
+    functions: dict[str, dict[str, Any]],
+    penalty: Mapping[str, float] = PENALTY,
+) -> Score:
     """Find every error of a turn and score it.
 
     A call that is matched to a gold call scores prod_e (1 - penalty(e)) over its errors e, with `errors.PENALTY`: 0 for
-    a fatal error, half for a major one, nine tenths for a minor one. The turn scores sum_calls / max(#calls, #gold)
-    under the matching with the greatest sum, so a missing or an extra call takes an equal share; errors that belong to
-    no call multiply the whole. Without gold calls the score is 1 if there is no call and 0 if there is one; no call
-    where gold has one scores 0. The score is 1.0 exactly if there is no error (our own design; the released formula is
-    in `release`).
+    a fatal error, half for a major one, nine tenths for a minor one. The turn scores sum_calls / (#matched + sum_u
+    penalty(u)) under the matching with the greatest sum, u being the calls that are missing or too many: each takes an
+    equal share. Errors that belong to no call multiply the whole, and so do unwanted_call and no_call, with which the
+    score is 0. The score is 1.0 exactly if there is no error. Another `penalty` table may weigh every code otherwise;
+    one of penalty 0 does not count and is not listed. (Our own design; the released formula is in `release`.)
     """
     errors = [_format_error(e.code, e.call, e.span, e.message) for e in turn.errors if e.call < 0]
-    whole = _share(error.code for error in errors)
     end = (len(turn.text), len(turn.text))
     if not gold or not turn.calls:
         for call in turn.calls:
@@ -33,12 +37,14 @@ def strict(turn: ParsedTurn, gold: list[Call], functions: dict[str, dict[str, An
             errors.append(Error("unwanted_call", call.index, got=_record(call), span=call.span))
         if gold:
             errors.append(Error("no_call", 0, expected=gold[0].to_dict(), span=end))
-        return Score(0.0 if turn.calls or gold else whole, not errors, errors)
+        return _score(share((error.code for error in errors), penalty), errors, penalty)
 
-    table = _Table(turn, gold, functions)
+    whole = share((error.code for error in errors), penalty)
+    table = _Table(turn, gold, functions, penalty)
     pairs = table.match()
     gold_of = dict(pairs)
     seen = {normal_json(_record(turn.calls[i])) for i in gold_of}
+    unmatched: list[Error] = []
     for call in turn.calls:
         if call.index in gold_of:
             errors += table.errors(call.index, gold_of[call.index])
@@ -47,39 +53,48 @@ def strict(turn: ParsedTurn, gold: list[Call], functions: dict[str, dict[str, An
             code = "call.repeated" if normal in seen else "call.extra"
             seen.add(normal)
             errors += _format_errors(turn, call)
-            errors.append(Error(code, call.index, got=_record(call), span=call.span))
+            unmatched.append(Error(code, call.index, got=_record(call), span=call.span))
+            errors.append(unmatched[-1])
     for index in sorted(set(range(len(gold))) - set(gold_of.values())):
-        errors.append(Error("call.missing", index, expected=gold[index].to_dict(), span=end))
+        unmatched.append(Error("call.missing", index, expected=gold[index].to_dict(), span=end))
+        errors.append(unmatched[-1])
     total = sum(table.score(i, j) for i, j in pairs)
-    return Score(whole * total / max(len(turn.calls), len(gold)), not errors, errors)
+    return _score(whole * total / (len(pairs) + sum(penalty[e.code] for e in unmatched)), errors, penalty)
 
 
 def match(turn: ParsedTurn, gold: list[Call], functions: dict[str, dict[str, Any]]) -> list[tuple[int, int]]:
     """Pairs (call, gold call) of the matching with the greatest sum of strict scores."""
-    return _Table(turn, gold, functions).match()
+    return _Table(turn, gold, functions, PENALTY).match()
 
 
 class _Table:
     """Each call of a turn against each gold call."""
 
-    def __init__(self, turn: ParsedTurn, gold: list[Call], functions: dict[str, dict[str, Any]]) -> None:
-        self.turn, self.gold, self.functions = turn, gold, functions
+    def __init__(
+        self,
+        turn: ParsedTurn,
+        gold: list[Call],
+        functions: dict[str, dict[str, Any]],
+        penalty: Mapping[str, float],
+    ) -> None:
+        self.turn, self.gold, self.functions, self.penalty = turn, gold, functions, penalty
         self.format_errors = [_format_errors(turn, call) for call in turn.calls]
-        by_schema = [
-            schema_differences(call.arguments or {}, functions[call.name]["parameters"])
-            if call.name in functions
-            else []
-            for call in turn.calls
-        ]
-        self.differences = [
-            [
-                _readable(call, all_differences(known, call.arguments or {}, wanted.arguments))
-                if call.name == wanted.name
-                else _readable(call, known)
-                for wanted in gold
-            ]
-            for call, known in zip(turn.calls, by_schema, strict=True)
-        ]
+        self.differences = []
+        for call in turn.calls:
+            arguments = call.arguments or {}
+            parameters = functions[call.name]["parameters"] if call.name in functions else {}
+            known = schema_differences(arguments, parameters)
+            self.differences.append(
+                [
+                    _readable(
+                        call,
+                        all_differences(known, arguments, wanted.arguments, parameters)
+                        if call.name == wanted.name
+                        else known,
+                    )
+                    for wanted in gold
+                ]
+            )
 
     def tool_error(self, i: int, j: int) -> str | None:
         name = self.turn.calls[i].name
@@ -90,7 +105,7 @@ class _Table:
     def score(self, i: int, j: int) -> float:
         tool_error = self.tool_error(i, j)
         codes = [error.code for error in self.format_errors[i]] + [d.code for d in self.differences[i][j]]
-        return _share(codes + [tool_error] if tool_error else codes)
+        return share(codes + [tool_error] if tool_error else codes, self.penalty)
 
     def match(self) -> list[tuple[int, int]]:
         """Among equal sums, calls of the same name and in the same order go together."""
@@ -110,13 +125,14 @@ class _Table:
         if tool_error:
             found.append(Error(tool_error, i, expected=self.gold[j].name, got=call.name, span=call.name_span))
         for d in self.differences[i][j]:
-            span = _difference_span(self.turn.text, call, d)
+            span = difference_span(self.turn.text, call, d)
             found.append(Error(d.code, i, pointer(d.path), d.expected, d.got, span))
         return found
 
 
-def _share(codes: Iterable[str]) -> float:
-    return math.prod(1.0 - PENALTY[code] for code in codes)
+def _score(score: float, errors: list[Error], penalty: Mapping[str, float]) -> Score:
+    counted = [error for error in errors if penalty[error.code] > 0.0]
+    return Score(score, not counted, counted)
 
 
 def _record(call: ParsedCall) -> dict[str, Any]:
@@ -147,28 +163,3 @@ def _readable(call: ParsedCall, differences: list[Difference]) -> list[Differenc
         if not d.code.startswith("param.missing")
         and not (d.code.startswith("value.") and isinstance(d.got, dict | list))
     ]
-
-
-def _difference_span(text: str, call: ParsedCall, difference: Difference) -> Span | None:
-    """A missing parameter is at the brace that ends its object; a surplus one is key, value, comma; else the value."""
-    if difference.code.startswith("param.missing"):
-        parent = call.fields.get(pointer(difference.path[:-1]))
-        if len(difference.path) == 1 or parent is None:
-            return call.close_span
-        return parent.value_span[1] - 1, parent.value_span[1]
-    part = call.fields.get(pointer(difference.path))
-    if part is None:
-        return None
-    if difference.code.startswith("param.") and part.key_span is not None:
-        return with_comma(text, (part.key_span[0], part.value_span[1]))
-    return part.value_span
-
-
-def with_comma(text: str, span: Span) -> Span:
-    """The span of a key and its value together with the comma behind it or, at the end of an object, before it."""
-    start, end = span
-    behind = len(text) - len(text[end:].lstrip())
-    if text.startswith(",", behind):
-        return start, behind + 1
-    before = len(text[:start].rstrip())
-    return (before - 1, end) if text.endswith(",", 0, before) else span

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ttpa.errors import InputError
-from ttpa.esm.strict import match, with_comma
+from ttpa.esm.places import with_comma
+from ttpa.esm.strict import match
 from ttpa.tools.call import Call
 from ttpa.tools.hermes import ParsedCall, ParsedTurn, parse
 from ttpa.tools.json_scan import Span
 from ttpa.tools.schema import functions
 from ttpa.tools.tokens import completion_text, tokens_of
 from ttpa.trees.record import Pair, PreferenceTree
+
+MOST_KEY_WEIGHT = 9.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,7 @@ def pair_weights(
     errors = tree.leaves[pair.rejected].errors
     chosen_weights, rejected_weights = [1.0] * len(chosen), [1.0] * len(rejected)
     if errors and (options.error, options.follow) != (1.0, 1.0):
-        fork = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-        if fork is None:
-            fork = min(len(chosen), len(rejected))
+        fork = _shared(chosen, rejected)
         # Behind its first wrong token the rejected side is often right given that token ("_event" after "create"):
         # pushing those tokens down unlearns them where they belong.
         wrong = [(fork, fork + 1)]
@@ -59,10 +60,49 @@ def pair_weights(
             for start, end in ranges:
                 for i in range(max(start, fork), min(end, len(weights))):
                     weights[i] = options.error
-    return (
-        [w * t for w, t in zip(chosen_weights, tree.trained(pair.chosen), strict=True)],
-        [w * t for w, t in zip(rejected_weights, tree.trained(pair.rejected), strict=True)],
-    )
+    return _trained(tree, pair.chosen, chosen_weights), _trained(tree, pair.rejected, rejected_weights)
+
+
+def key_token_weights(tree: PreferenceTree, pair: Pair, tokenizer: Any) -> tuple[list[float], list[float]]:
+    """As `pair_weights`, by TL-Training's rule for key tokens, which needs no errors.
+
+    Key tokens are the first token of each call and every token at which the call's tool name parts from the name of
+    another tool with which it has a beginning in common. Behind the fork of the pair each of k key tokens weighs
+    min(o/k, 9), if that is more than 1, where o counts the completion's other tokens; all others weigh 1, and so does
+    what both sides share. Source: TL-Training (arXiv 2412.15495), published code; there all tokens of a gold call have
+    these weights, divided by their sum.
+    """
+    sides = [tree.completion_ids(leaf) for leaf in (pair.chosen, pair.rejected)]
+    fork, names = _shared(*sides), list(functions(tree.tools))
+    weights = [[1.0] * len(ids) for ids in sides]
+    for ids, side in zip(sides, weights, strict=True):
+        keys = _key_tokens(*completion_text(tokenizer, ids), names)
+        weight = max(1.0, min((len(ids) - len(keys)) / len(keys), MOST_KEY_WEIGHT)) if keys else 1.0
+        for i in keys:
+            if i >= fork:
+                side[i] = weight
+    return _trained(tree, pair.chosen, weights[0]), _trained(tree, pair.rejected, weights[1])
+
+
+def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The length of the beginning that two sequences have in common."""
+    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
+
+
+def _trained(tree: PreferenceTree, leaf: int, weights: list[float]) -> list[float]:
+    return [w * t for w, t in zip(weights, tree.trained(leaf), strict=True)]
+
+
+def _key_tokens(text: str, spans: Sequence[Span], names: list[str]) -> set[int]:
+    places: set[int] = set()
+    for call in parse(text).calls:
+        if call.name is None or call.span is None or call.name_span is None:
+            continue
+        shared = (_shared(call.name, name) for name in names if name != call.name)
+        # a name that the other one goes on from parts from it at the quote behind it
+        places |= {call.span[0]} | {call.name_span[0] + 1 + length for length in shared if length}
+    return {tokens_of((place, place + 1), spans)[0] for place in places}
 
 
 def _counterparts(
