@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -18,9 +16,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from ttpa_kernels import linear_logp
+from ttpa_kernels.tree_attention.op import TreeMask, tree_attention, tree_mask
 
 from ttpa.errors import InputError
 from ttpa.trees.pack import TreeBatch, pack_trees
@@ -157,27 +156,6 @@ def _try_out(model: PreTrainedModel) -> str | None:
     return None if worst < tolerance else f"its log-probabilities over a tree are off by {worst:.1e} of their size"
 
 
-@dataclass
-class _TreeMask:
-    """One tree of a pack: its prompt is plain causal, its completions see what `bias` leaves at 0."""
-
-    prompt: slice
-    completions: slice
-    whole: slice
-    bias: torch.Tensor  # [completion tokens, tokens of the tree], 0 or -inf
-
-
-def _tree_masks(batch: TreeBatch, dtype: torch.dtype) -> list[_TreeMask]:
-    masks = []
-    for start, prompt_end, end in zip(batch.tree_starts, batch.prompt_ends, batch.tree_starts[1:], strict=False):
-        index = torch.arange(start, end, device=batch.end_T.device)
-        i, j = index[prompt_end - start :, None], index[None, :]
-        sees = (j <= i) & (i < batch.end_T[start:end])
-        bias = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
-        masks.append(_TreeMask(slice(start, prompt_end), slice(prompt_end, end), slice(start, end), bias))
-    return masks
-
-
 def _tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -185,23 +163,14 @@ def _tree_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    tree: list[_TreeMask] | None = None,
+    tree: TreeMask | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention as transformers calls it: `[1, heads, T, width]` in, `[1, T, heads, width]` out."""
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    # Off the CPU the kernels that take a mask want as many key heads as query heads.
-    grouped, scale = query.device.type == "cpu", options.get("scaling")
-    if not grouped:
-        key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
-    parts = []
-    for mask in tree:
-        q, k, v = query[:, :, mask.prompt], key[:, :, mask.prompt], value[:, :, mask.prompt]
-        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped))
-        q, k, v = query[:, :, mask.completions], key[:, :, mask.whole], value[:, :, mask.whole]
-        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bias, scale=scale, enable_gqa=grouped))
-    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+    out = tree_attention(query, key, value, tree, scale=options.get("scaling"))
+    return out.transpose(1, 2), None
 
 
 AttentionInterface.register(TREE_ATTENTION, _tree_attention)
@@ -216,7 +185,7 @@ def packed_hidden(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
         position_ids=batch.position_T[None],
         # transformers hands a mask of four dimensions down as it is and builds none of its own
         attention_mask=batch.end_T[None, None, None],
-        tree=_tree_masks(batch, model.dtype),
+        tree=tree_mask(batch.end_T),
         use_cache=False,
     )
     return output.last_hidden_state[0]
