@@ -7,6 +7,7 @@ import pytest
 import torch
 from random_trees import random_tree
 from ttpa_kernels.linear_logp.reference import linear_logp_reference
+from ttpa_kernels.token_dpo.pairs import PairMatrix
 
 from ttpa.losses import linear_token_dpo_loss, pair_metrics, token_dpo_loss
 from ttpa.trees.pack import pack_trees
@@ -17,6 +18,7 @@ LOSSES = [
     {"loss_type": "robust", "label_smoothing": 0.1},
     {"loss_type": "hinge"},
     {"loss_type": "ipo"},
+    {"loss_type": "linear"},
 ]
 
 
@@ -36,6 +38,8 @@ def loop_loss(logp, ref_logp, C, *, beta=0.1, loss_type="sigmoid", label_smoothi
             f = ((1 - label_smoothing) * clean - label_smoothing * flipped) / (1 - 2 * label_smoothing)
         elif loss_type == "hinge":
             f = torch.clamp(1 - x, min=0)
+        elif loss_type == "linear":
+            f = -x
         else:
             f = (x / beta - 1 / (2 * beta)) ** 2
         total = total + (1.0 if u is None else float(u[p])) * f
@@ -152,6 +156,26 @@ def test_linear_loss_equals_its_parts(options):
         torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(want, (hidden, weight)), strict=True
     ):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", [token_dpo_loss, linear_token_dpo_loss])
+def test_a_matrix_that_is_read_once_gives_the_same(loss):
+    batch, logp, ref_logp = case()
+    given = {"logp_R": logp}
+    if loss is linear_token_dpo_loss:
+        given = {"hidden_RH": torch.randn(batch.num_trained, 6), "weight_VH": torch.randn(40, 6)}
+        given["target_R"] = batch.target_R[: batch.num_trained]
+    first, metrics = loss(**given, ref_logp_R=ref_logp, C=batch.C)
+    again, metrics_again = loss(**given, ref_logp_R=ref_logp, C=PairMatrix.from_sparse(batch.C))
+    assert torch.equal(first, again) and metrics == metrics_again
+
+
+def test_weighted_likelihood_is_the_linear_loss():
+    batch, logp, _ = case()
+    loss, _ = token_dpo_loss(
+        logp_R=logp, ref_logp_R=torch.zeros_like(logp), C=batch.C, beta=1.0, loss_type="linear", denominator=1.0
+    )
+    torch.testing.assert_close(loss.double(), -(batch.C @ logp.detach().double()).sum(), rtol=1e-6, atol=0)
 
 
 def test_pair_metrics_equal_the_loop():

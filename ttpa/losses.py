@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
-from ttpa_kernels import linear_logp
-
-LossType = Literal["sigmoid", "robust", "hinge", "ipo"]
+from ttpa_kernels.linear_token_dpo.op import HeadMargins, linear_token_dpo
+from ttpa_kernels.token_dpo.op import Margins, token_dpo
+from ttpa_kernels.token_dpo.pairs import PairMatrix
+from ttpa_kernels.token_dpo.segments import LossType
 
 
 def token_dpo_loss(
     *,
     logp_R: torch.Tensor,
     ref_logp_R: torch.Tensor,
-    C: torch.Tensor,
+    C: torch.Tensor | PairMatrix,
     beta: float = 0.1,
     loss_type: LossType = "sigmoid",
     label_smoothing: float = 0.0,
@@ -25,50 +23,33 @@ def token_dpo_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Preference loss `sum_p u_p f(beta m_p + gamma_p) / denominator` with margins `m = C @ (logp - ref_logp)`.
 
-    `logp_R` (with grad) and `ref_logp_R` are log-probabilities in nats, `C [P, R]` (sparse, from `pack_trees`) the
-    coefficient of each row in each pair, `margin_P` the gamma and `pair_weight_P` the u of each pair (0 and 1 when
-    None). f is `-log sigmoid(x)` for sigmoid (DPO, arXiv 2305.18290 eq. 7), with label smoothing e
-    `-(1 - e) log sigmoid(x) - e log sigmoid(-x)` (conservative DPO);
+    `logp_R` (with grad) and `ref_logp_R` are log-probabilities in nats, `C [P, R]` (sparse, from `pack_trees`, or read
+    once by `PairMatrix.from_sparse`) the coefficient of each row in each pair, `margin_P` the gamma and
+    `pair_weight_P` the u of each pair (0 and 1 when None). f is `-log sigmoid(x)` for sigmoid (DPO, arXiv 2305.18290
+    eq. 7), with label smoothing e `-(1 - e) log sigmoid(x) - e log sigmoid(-x)` (conservative DPO);
     `(-(1 - e) log sigmoid(x) + e log sigmoid(-x)) / (1 - 2e)` for robust (arXiv 2403.00409; what TRL's
-    `label_smoothing` means); `max(0, 1 - x)` for hinge (SLiC, arXiv 2305.10425); and `((x - 1/2) / beta)^2` for ipo
-    (arXiv 2310.12036 eq. 17; use `pack_trees(average=True)` as TRL does).
-    `denominator` defaults to P; give the number of pairs of the whole optimizer step when gradients accumulate, so
-    that the result does not depend on how a batch is cut. Computed in float64, so that equal models give ln 2 to the
-    last bit; returns the loss in float32 and the metrics `rewards/weighted_margins` (mean of beta m) and
-    `rewards/weighted_accuracies`. The gradient is `dlogp = C^T (u f' beta) / denominator`. Raises ValueError for an
-    unknown loss type, for label smoothing outside [0, 0.5) or with hinge or ipo, and for shapes that do not fit.
+    `label_smoothing` means); `max(0, 1 - x)` for hinge (SLiC, arXiv 2305.10425); `((x - 1/2) / beta)^2` for ipo
+    (arXiv 2310.12036 eq. 17; use `pack_trees(average=True)` as TRL does); and `-x` for linear (with beta 1: weighted
+    likelihood). `denominator` defaults to P; give the number of pairs of the whole optimizer step when gradients
+    accumulate, so that the result does not depend on how a batch is cut. Computed in float64, so that equal models
+    give ln 2 to the last bit; returns the loss in float32 and the metrics `rewards/weighted_margins` (mean of beta m)
+    and `rewards/weighted_accuracies`, for which the CPU waits; `ttpa_kernels.token_dpo` leaves them on the device. The
+    gradient is `dlogp = C^T (u f' beta) / denominator`. Raises ValueError for an unknown loss type, for label
+    smoothing outside [0, 0.5) or with a loss that has none, and for shapes that do not fit.
     """
-    if logp_R.shape != C.shape[1:] or ref_logp_R.shape != C.shape[1:]:
-        raise ValueError(
-            f"C has {C.shape[1]} rows' coefficients, logp_R is {tuple(logp_R.shape)} and ref_logp_R is "
-            f"{tuple(ref_logp_R.shape)}: give the trained rows only (the first batch.num_trained)"
-        )
-    if not 0 <= label_smoothing < 0.5 or (label_smoothing and loss_type in ("hinge", "ipo")):
-        raise ValueError(
-            f"label_smoothing is {label_smoothing} with loss_type={loss_type!r}: it lies in [0, 0.5) and goes with "
-            "sigmoid and robust"
-        )
-    reward_P = beta * (C.double() @ (logp_R.double() - ref_logp_R.detach().double()))
-    x_P = reward_P if margin_P is None else reward_P + margin_P
-    if loss_type == "sigmoid":
-        loss_P = -(1 - label_smoothing) * F.logsigmoid(x_P) - label_smoothing * F.logsigmoid(-x_P)
-    elif loss_type == "robust":
-        flipped_P = label_smoothing * F.logsigmoid(-x_P)
-        loss_P = (flipped_P - (1 - label_smoothing) * F.logsigmoid(x_P)) / (1 - 2 * label_smoothing)
-    elif loss_type == "hinge":
-        loss_P = torch.relu(1 - x_P)
-    elif loss_type == "ipo":
-        loss_P = ((x_P - 0.5) / beta) ** 2
-    else:
-        raise ValueError(f"loss_type is {loss_type!r}, not one of sigmoid, robust, hinge, ipo")
-    if pair_weight_P is not None:
-        loss_P = loss_P * pair_weight_P
-    loss = loss_P.sum() / (C.shape[0] if denominator is None else denominator)
-    metrics = {
-        "rewards/weighted_margins": reward_P.detach().mean().item(),
-        "rewards/weighted_accuracies": (reward_P.detach() > 0).double().mean().item(),
-    }
-    return loss.float(), metrics
+    pairs = _pairs(C, logp_R, ref_logp_R)
+    loss, margins = token_dpo(
+        logp_R=logp_R,
+        ref_logp_R=ref_logp_R,
+        pairs=pairs,
+        beta=beta,
+        loss_type=loss_type,
+        label_smoothing=label_smoothing,
+        margin_P=margin_P,
+        pair_weight_P=pair_weight_P,
+        denominator=denominator,
+    )
+    return loss.float(), _metrics(margins)
 
 
 def linear_token_dpo_loss(
@@ -77,7 +58,7 @@ def linear_token_dpo_loss(
     weight_VH: torch.Tensor,
     target_R: torch.Tensor,
     ref_logp_R: torch.Tensor,
-    C: torch.Tensor,
+    C: torch.Tensor | PairMatrix,
     beta: float = 0.1,
     loss_type: LossType = "sigmoid",
     label_smoothing: float = 0.0,
@@ -87,13 +68,15 @@ def linear_token_dpo_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """`token_dpo_loss` from the head's input: `logp_R = linear_logp(hidden_RH, weight_VH, target_R)`.
 
-    Differentiable in both; no `[R, V]` matrix of logits is built. The other arguments, the result and the errors are
-    those of `token_dpo_loss`.
+    Differentiable (once) in both; no `[R, V]` matrix of logits is built, and rows without a coefficient never meet
+    the vocabulary. The other arguments, the result and the errors are those of `token_dpo_loss`.
     """
-    return token_dpo_loss(
-        logp_R=linear_logp(hidden_RH, weight_VH, target_R),
+    loss, margins = linear_token_dpo(
+        hidden_RH=hidden_RH,
+        weight_VH=weight_VH,
+        target_R=target_R,
         ref_logp_R=ref_logp_R,
-        C=C,
+        pairs=_pairs(C, target_R, ref_logp_R),
         beta=beta,
         loss_type=loss_type,
         label_smoothing=label_smoothing,
@@ -101,6 +84,23 @@ def linear_token_dpo_loss(
         pair_weight_P=pair_weight_P,
         denominator=denominator,
     )
+    return loss.float(), _metrics(margins)
+
+
+def _pairs(C: torch.Tensor | PairMatrix, given_R: torch.Tensor, ref_logp_R: torch.Tensor) -> PairMatrix:
+    """The coefficients as kernels read them; the rows that are given are those of C."""
+    num_rows = C.num_rows if isinstance(C, PairMatrix) else C.shape[1]
+    if len(given_R) != num_rows or len(ref_logp_R) != num_rows:
+        raise ValueError(
+            f"C has {num_rows} rows' coefficients, {len(given_R)} rows and {len(ref_logp_R)} reference "
+            "log-probabilities are given: give the trained rows only (the first batch.num_trained)"
+        )
+    return C if isinstance(C, PairMatrix) else PairMatrix.from_sparse(C)
+
+
+def _metrics(margins: Margins | HeadMargins) -> dict[str, float]:
+    mean_reward, accuracy = torch.stack([margins.mean_reward, margins.accuracy]).tolist()
+    return {"rewards/weighted_margins": mean_reward, "rewards/weighted_accuracies": accuracy}
 
 
 def pair_metrics(

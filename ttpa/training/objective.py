@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from transformers import PreTrainedModel
+from ttpa_kernels.token_dpo.pairs import PairMatrix
 
 from ttpa.losses import LossType, pair_metrics, token_dpo_loss
 from ttpa.model import packed_logps
@@ -28,6 +29,7 @@ def backward(
     both they and the gradient do not depend on how the step is cut into packs. `reference` is None for `sft`, whose
     loss is `-sum logp / denominator` over the chosen tokens that the model wrote.
     """
+    pairs = PairMatrix.from_sparse(pack.C).to(policy.device)  # read where the pack was made: on the CPU
     pack = pack.to(policy.device)
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=config.bf16):
         logp_R = packed_logps(policy, pack, report=reference is not None)
@@ -42,7 +44,7 @@ def backward(
     loss, weighted = token_dpo_loss(
         logp_R=logp_R[trained],
         ref_logp_R=ref_logp_R[trained],
-        C=pack.C,
+        C=pairs,
         beta=config.beta,
         loss_type=cast(LossType, config.loss_type),
         label_smoothing=config.label_smoothing,
