@@ -15,14 +15,100 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# Logits [rows, vocabulary]; fp32 inputs are multiplied exactly, outside the matrix units, in smaller tiles.
+class LogitTile(NamedTuple):
+    """A `Tile` of logits [rows, vocabulary] and what follows its product: the columns are turned into exponentials and
+    sums a `strip` at a time; `persistent` programs load the first blocks of their next tile meanwhile. The targets'
+    logits are computed `target_rows` at a time."""
+
+    M: int
+    N: int
+    K: int
+    num_warps: int
+    num_stages: int
+    strip: int
+    persistent: bool
+    target_rows: int
+
+
+# Through tensor descriptors, with few registers and with more for what follows the product; where rows are not
+# aligned; and fp32, multiplied outside the matrix units.
+_LOGP_POINTERS = LogitTile(128, 128, 32, 8, 4, strip=128, persistent=False, target_rows=64)
+_LOGP_FP32 = LogitTile(64, 64, 32, 4, 2, strip=64, persistent=False, target_rows=32)
 LINEAR_LOGP = {
-    80: Tile(128, 128, 32, 8, 4),
-    90: Tile(128, 256, 64, 8, 3),
-    100: Tile(128, 256, 64, 8, 3),
+    90: LogitTile(128, 256, 64, 8, 4, strip=128, persistent=True, target_rows=64),
+    100: LogitTile(128, 128, 64, 8, 4, strip=128, persistent=True, target_rows=64),
 }
-LINEAR_LOGP_FP32 = {
-    80: Tile(64, 64, 32, 4, 2),
-    90: Tile(64, 64, 32, 4, 2),
-    100: Tile(64, 64, 32, 4, 2),
+LINEAR_LOGP_WIDE = {
+    90: LogitTile(128, 128, 64, 8, 4, strip=128, persistent=False, target_rows=64),
+    100: LogitTile(128, 128, 64, 8, 4, strip=128, persistent=False, target_rows=64),
 }
+LINEAR_LOGP_POINTERS = {80: _LOGP_POINTERS, 90: _LOGP_POINTERS, 100: _LOGP_POINTERS}
+LINEAR_LOGP_FP32 = {80: _LOGP_FP32, 90: _LOGP_FP32, 100: _LOGP_FP32}
+
+
+class Sweep(NamedTuple):
+    """A program of tree attention holds `own` tokens and walks over the others, `step` at a time."""
+
+    own: int
+    step: int
+    num_warps: int
+    num_stages: int
+
+
+# By the width of a head (64 stands for all below): forward, gradient of keys and values, gradient of queries.
+# 16 rows of `own` to a warp: with more warps than that a product whose result feeds another one is computed twice.
+TREE_ATTENTION = {
+    80: {
+        64: (Sweep(128, 64, 8, 3), Sweep(128, 32, 8, 2), Sweep(128, 64, 8, 3)),
+        128: (Sweep(128, 32, 8, 2), Sweep(128, 16, 8, 3), Sweep(128, 32, 8, 3)),
+        256: (Sweep(64, 16, 4, 2), Sweep(64, 16, 8, 2), Sweep(64, 16, 4, 2)),
+    },
+    90: {
+        64: (Sweep(128, 128, 8, 3), Sweep(128, 64, 8, 3), Sweep(128, 64, 8, 3)),
+        128: (Sweep(128, 128, 8, 2), Sweep(128, 64, 8, 2), Sweep(128, 64, 8, 2)),
+        256: (Sweep(128, 64, 8, 2), Sweep(128, 32, 8, 2), Sweep(128, 32, 8, 2)),
+    },
+    100: {
+        64: (Sweep(128, 128, 8, 3), Sweep(128, 64, 4, 3), Sweep(128, 64, 8, 3)),
+        128: (Sweep(128, 128, 8, 2), Sweep(128, 64, 8, 2), Sweep(128, 64, 8, 2)),
+        256: (Sweep(128, 64, 8, 2), Sweep(128, 32, 8, 2), Sweep(128, 32, 8, 2)),
+    },
+}
+_TREE_ATTENTION_FP32 = {
+    64: (Sweep(32, 16, 8, 2), Sweep(32, 16, 8, 2), Sweep(32, 16, 8, 2)),
+    128: (Sweep(32, 16, 8, 2), Sweep(32, 16, 8, 1), Sweep(32, 16, 8, 2)),
+    256: (Sweep(16, 16, 8, 1), Sweep(32, 16, 8, 2), Sweep(32, 16, 8, 2)),
+}
+TREE_ATTENTION_FP32 = dict.fromkeys((80, 90, 100), _TREE_ATTENTION_FP32)
+
+# Two matrices of logits, of policy and reference, so a tile holds two accumulators.
+LINEAR_KL = {
+    80: Tile(64, 128, 32, 8, 4),
+    90: Tile(128, 128, 64, 8, 3),
+    100: Tile(128, 128, 64, 8, 3),
+}
+LINEAR_KL_FP32 = {
+    80: Tile(64, 64, 32, 8, 2),
+    90: Tile(64, 64, 32, 8, 2),
+    100: Tile(64, 64, 32, 8, 2),
+}
+
+# What one program of the loss takes at a time, on every architecture.
+TOKEN_DPO_ENTRIES = 512  # of a pair
+TOKEN_DPO_PAIRS = 512  # of all pairs
+TOKEN_DPO_ROWS = 128  # rows of a program
+
+
+class SpanTile(NamedTuple):
+    """A program of `next_token` takes N tokens of a row at a time, `steps` times."""
+
+    N: int
+    steps: int
+    num_warps: int
+
+
+# By the least M that holds all rows of a batch. Several programs fit on a multiprocessor: while one reduces its tile,
+# the others keep the memory busy.
+_NEXT_TOKEN = (Tile(16, 128, 64, 4, 4), Tile(32, 64, 64, 8, 4), Tile(64, 64, 64, 4, 4))
+NEXT_TOKEN = {80: (Tile(16, 128, 64, 8, 4), Tile(64, 64, 64, 8, 4)), 90: _NEXT_TOKEN, 100: _NEXT_TOKEN}
+NEXT_TOKEN_SPAN = SpanTile(512, 16, 8)

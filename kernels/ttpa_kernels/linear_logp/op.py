@@ -1,136 +1,260 @@
 """Log-probabilities of given tokens straight from hidden states and the head, without a matrix of logits.
 
-R head rows, H hidden size, V vocabulary.
+R head rows, H hidden size, V vocabulary, A rank of a low-rank adapter of the head.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-CHUNK_BYTES = 64 << 20  # logits that exist at one time
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)  # float16 cannot hold the sums that are kept
-KEEP_BYTES = 256 << 20  # exponentials kept for the backward pass; beyond this they are computed again
+from ttpa_kernels.checks import check_head, check_target_range, check_targets
+from ttpa_kernels.engine import Engine
+from ttpa_kernels.linear_logp.chunks import Head, Rows, Upstream
+from ttpa_kernels.linear_logp.passes import Gradients, Needs, Results, allocate, backward_pass, forward_pass
+from ttpa_kernels.linear_logp.plan import Layout, choose_layout, head_engine
+from ttpa_kernels.sharded import refuse_sharded, whole
 
 
-def linear_logp(hidden_RH: torch.Tensor, weight_VH: torch.Tensor, target_R: torch.Tensor) -> torch.Tensor:
-    """`logp_R[r] = z_r[target_r] - log sum_v exp(z_r[v])` in nats, with logits `z_r = W h_r` that are never all there.
+class HeadStats(NamedTuple):
+    """Statistics of the distribution of each head row in nats: `lse = log sum_v e^z_v`,
+    `entropy = -sum_v p_v log p_v`, `log_sum_sq_probs = log sum_v p_v^2`, the mean of the logits, and whether the
+    target is the first of the largest."""
 
-    `hidden_RH` and `weight_VH` share a dtype (fp32, bf16 or fp64) and a device, `target_R` is int64 in [0, V).
-    Differentiable in the first two. Products accumulate in fp32 (fp64 for fp64 inputs), and so are the results;
-    gradients have the dtype of the inputs. Memory beyond the inputs is bounded: one chunk of logits, and a budget of
-    kept exponentials. Raises ValueError or TypeError for shapes, dtypes, devices and (on CPU) targets that do not fit.
+    lse_R: torch.Tensor
+    entropy_R: torch.Tensor
+    log_sum_sq_probs_R: torch.Tensor
+    mean_logit_R: torch.Tensor
+    is_top1_R: torch.Tensor
+
+
+def linear_logp(
+    hidden_RH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    target_R: torch.Tensor,
+    *,
+    bias_V: torch.Tensor | None = None,
+    adapter_RA: torch.Tensor | None = None,
+    adapter_VA: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    budget_bytes: int | None = None,
+    engine: Engine | None = None,
+) -> torch.Tensor:
+    """`logp_R[r] = z_r[target_r] - log sum_v exp(z_r[v])` in nats, with logits that are never all there:
+    `x_r = logit_scale (W h_r + B u_r + bias)` and `z_r = softcap tanh(x_r / softcap) / temperature`. All tensors have
+    one dtype (fp32, bf16, fp16 or fp64) and one device, `target_R` is int64 in `[0, V)`; a target outside is an error
+    on the CPU and undefined on a GPU, where to look would mean to wait. `adapter_VA` is B of a low-rank adapter of the
+    head and `adapter_RA` is `u = s A h`, both or neither. Tokens from `vocab_size` on are padding of the head: they
+    take no part and their gradient is zero. Differentiable (once) in all but the target; sharded weights
+    (`DTensor`) are gathered, see `ttpa_kernels.sharded.whole`. Products accumulate in fp32 (fp64 for fp64 inputs) and
+    so is the result; gradients have the dtype of the inputs. `budget_bytes` (None: 160 MiB on the CPU, 3 GiB on a GPU)
+    bounds the memory beyond inputs, results and gradients, and decides how much of the forward pass a trained head
+    repeats, see `plan`. Raises ValueError or TypeError for shapes, dtypes, devices, values and budgets that do not
+    fit. The gradient is `dlogp/dz = onehot(target) - p`; derivation in `linear_logp/README.md`."""
+    return _run(
+        *(hidden_RH, weight_VH, target_R, bias_V, adapter_RA, adapter_VA),
+        *(logit_scale, softcap, temperature, vocab_size, budget_bytes, engine),
+        stats=False,
+    )[0]
+
+
+def linear_logp_stats(
+    hidden_RH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    target_R: torch.Tensor,
+    *,
+    bias_V: torch.Tensor | None = None,
+    adapter_RA: torch.Tensor | None = None,
+    adapter_VA: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    budget_bytes: int | None = None,
+    engine: Engine | None = None,
+) -> tuple[torch.Tensor, HeadStats]:
+    """`linear_logp` and statistics of the same distributions; arguments and errors are those of `linear_logp`.
+
+    Log-sum-exp and entropy are differentiable, `dlse/dz = p` and `dentropy/dz = -p (log p + entropy)`: where one has
+    an upstream gradient, the backward pass computes all logits again. The other statistics are without gradient.
     """
-    _check(hidden_RH, weight_VH, target_R)
-    return _LinearLogp.apply(hidden_RH, weight_VH, target_R)
+    logp_R, lse_R, entropy_R, stats_SR = _run(
+        *(hidden_RH, weight_VH, target_R, bias_V, adapter_RA, adapter_VA),
+        *(logit_scale, softcap, temperature, vocab_size, budget_bytes, engine),
+        stats=True,
+    )
+    return logp_R, HeadStats(lse_R, entropy_R, stats_SR[2], stats_SR[3], stats_SR[4] > 0)
 
 
-class _LinearLogp(torch.autograd.Function):
-    """With `E = exp(z - max z)` and `s = sum E`, the gradient of logp in z is `-(E - s onehot) / s`.
+class _Arguments(NamedTuple):
+    """What the operator takes, in the order of its schema."""
 
-    So E, with s subtracted at the target, is all that the backward pass needs, and the factor `-g / s` of a row goes
-    to the narrow side of each product: `dH = (-g / s) (E W)` and `dW = E^T ((-g / s) H)`.
-    """
+    hidden_RH: torch.Tensor
+    weight_VH: torch.Tensor
+    target_R: torch.Tensor
+    bias_V: torch.Tensor | None
+    adapter_RA: torch.Tensor | None
+    adapter_VA: torch.Tensor | None
+    logit_scale: float
+    softcap: float | None
+    temperature: float
+    vocab_size: int
+    budget_bytes: int | None
+    engine: Engine | None
+    needs: Sequence[bool]
+    stats: bool
 
-    @staticmethod
-    def forward(ctx: Any, hidden_RH: torch.Tensor, weight_VH: torch.Tensor, target_R: torch.Tensor) -> torch.Tensor:
-        (R, V), wide = (len(hidden_RH), len(weight_VH)), _wide(hidden_RH.dtype)
-        logp_R = torch.empty(R, dtype=wide, device=hidden_RH.device)
-        total_R = torch.empty_like(logp_R)
-        backward = any(ctx.needs_input_grad)
-        keep = backward and R * V * wide.itemsize <= KEEP_BYTES
-        operand_VH = _operand(weight_VH)
-        kept = []
-        for rows in _chunks(R, V * wide.itemsize):
-            E_CV, logp_R[rows], total_R[rows] = _exponentials(_operand(hidden_RH[rows]), operand_VH, target_R[rows])
-            if keep:
-                kept.append(E_CV.to(operand_VH.dtype))
-        if backward:
-            ctx.save_for_backward(hidden_RH, weight_VH, target_R, total_R, *kept)
-        return logp_R
-
-    @staticmethod
-    def backward(ctx: Any, grad_R: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        hidden_RH, weight_VH, target_R, total_R, *kept = ctx.saved_tensors
-        wide = _wide(hidden_RH.dtype)
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
-        factor_R = -grad_R / total_R
-        operand_VH = _operand(weight_VH)
-        dhidden_RH = torch.empty_like(hidden_RH) if needs_hidden else None
-        dweight_VH: torch.Tensor | None = None
-        for i, rows in enumerate(_chunks(len(hidden_RH), len(weight_VH) * wide.itemsize)):
-            hidden_CH, factor_C1 = _operand(hidden_RH[rows]), factor_R[rows, None]
-            if kept:
-                E_CV = kept[i]
-            else:
-                E_CV = _exponentials(hidden_CH, operand_VH, target_R[rows])[0].to(operand_VH.dtype)
-            if dhidden_RH is not None:
-                dhidden_RH[rows] = _product(E_CV, operand_VH).mul_(factor_C1)
-            if needs_weight:
-                part_VH = _product(E_CV.T, (hidden_CH * factor_C1).to(E_CV.dtype))
-                dweight_VH = part_VH if dweight_VH is None else dweight_VH.add_(part_VH)
-        if needs_weight:
-            dweight_VH = torch.zeros_like(weight_VH) if dweight_VH is None else dweight_VH.to(weight_VH.dtype)
-        return dhidden_RH, dweight_VH, None
-
-
-def _exponentials(
-    hidden_CH: torch.Tensor, weight_VH: torch.Tensor, target_C: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`exp(z - max z)` with its sum subtracted at the target, the log-probability, and the sum."""
-    z_CV = _product(hidden_CH, weight_VH.T)
-    z_CV -= z_CV.amax(dim=1, keepdim=True)
-    target_C1 = target_C[:, None]
-    at_target_C = z_CV.gather(1, target_C1)[:, 0]
-    E_CV = z_CV.exp_()
-    total_C = E_CV.sum(dim=1)
-    E_CV.scatter_add_(1, target_C1, -total_C[:, None])
-    return E_CV, at_target_C - total_C.log(), total_C
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _operand(x: torch.Tensor) -> torch.Tensor:
-    """A factor as `_product` takes it: GPUs multiply half precision into fp32 accumulators, CPUs need fp32 factors."""
-    return x if x.is_cuda else x.to(_wide(x.dtype))
-
-
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b` in the wide dtype, also where autocast would round it."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b if a.dtype == _wide(a.dtype) else torch.mm(a, b, out_dtype=torch.float32)
-
-
-def _chunks(num_rows: int, row_bytes: int) -> list[slice]:
-    size = max(1, CHUNK_BYTES // row_bytes)
-    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-
-
-def _check(hidden_RH: torch.Tensor, weight_VH: torch.Tensor, target_R: torch.Tensor) -> None:
-    if hidden_RH.ndim != 2 or weight_VH.ndim != 2 or hidden_RH.shape[1] != weight_VH.shape[1]:
-        raise ValueError(
-            f"hidden_RH {tuple(hidden_RH.shape)} and weight_VH {tuple(weight_VH.shape)} must be matrices of the same "
-            "width H"
+    def parts(self) -> tuple[Head, Rows, Layout, Needs]:
+        """The head without its padding, the rows, and how they are computed."""
+        V, needs = self.vocab_size, Needs(*self.needs)
+        head = Head(
+            self.weight_VH[:V],
+            None if self.bias_V is None else self.bias_V[:V],
+            None if self.adapter_VA is None else self.adapter_VA[:V],
+            *(self.logit_scale, self.softcap, self.temperature),
         )
-    if target_R.shape != hidden_RH.shape[:1]:
-        raise ValueError(f"target_R {tuple(target_R.shape)} must have one entry for each of {len(hidden_RH)} rows")
-    if target_R.dtype != torch.int64:
-        raise TypeError(f"target_R is {target_R.dtype}: convert it to torch.int64")
-    if hidden_RH.dtype != weight_VH.dtype or hidden_RH.dtype not in DTYPES:
-        raise TypeError(
-            f"hidden_RH is {hidden_RH.dtype} and weight_VH {weight_VH.dtype}: give both the same one of "
-            + ", ".join(map(str, DTYPES))
+        layout = choose_layout(
+            R=self.hidden_RH.shape[0],
+            V=V,
+            X=self.hidden_RH.shape[1] + (0 if self.adapter_VA is None else self.adapter_VA.shape[1]),
+            dtype=self.hidden_RH.dtype,
+            device=self.hidden_RH.device,
+            keeps=needs.keeps,
+            stats=self.stats,
+            budget_bytes=self.budget_bytes,
+            engine=head_engine(self.hidden_RH.device, self.hidden_RH.dtype, self.engine),
         )
-    if not hidden_RH.device == weight_VH.device == target_R.device:
-        raise ValueError(
-            f"hidden_RH is on {hidden_RH.device}, weight_VH on {weight_VH.device}, target_R on {target_R.device}: "
-            "move them to one device"
+        return head, Rows(self.hidden_RH, self.target_R, self.adapter_RA), layout, needs
+
+
+_SCHEMA = (
+    "Tensor hidden_RH, Tensor weight_VH, Tensor target_R, Tensor? bias_V, Tensor? adapter_RA, Tensor? adapter_VA, "
+    "float logit_scale, float? softcap, float temperature, SymInt vocab_size, SymInt? budget_bytes, str? engine, "
+    "bool[] needs, bool stats"
+)
+
+
+def _run(*options: Any, stats: bool) -> tuple[torch.Tensor, ...]:
+    """Check the arguments and call the operator, which must be told what needs a gradient."""
+    arguments = _Arguments._make((*options, (), stats))
+    hidden_RH, target_R = arguments.hidden_RH, arguments.target_R
+    refuse_sharded(hidden_RH=hidden_RH, target_R=target_R, adapter_RA=arguments.adapter_RA)
+    arguments = arguments._replace(
+        weight_VH=whole(arguments.weight_VH, "weight_VH"),
+        bias_V=whole(arguments.bias_V, "bias_V"),
+        adapter_VA=whole(arguments.adapter_VA, "adapter_VA"),
+    )
+    check_head(
+        hidden_RH,
+        arguments.weight_VH,
+        bias_V=arguments.bias_V,
+        adapter_RA=arguments.adapter_RA,
+        adapter_VA=arguments.adapter_VA,
+        logit_scale=arguments.logit_scale,
+        softcap=arguments.softcap,
+        temperature=arguments.temperature,
+        vocab_size=arguments.vocab_size,
+    )
+    check_targets(target_R, hidden_RH)
+    head_engine(hidden_RH.device, hidden_RH.dtype, arguments.engine)
+    inputs = (hidden_RH, arguments.weight_VH, arguments.bias_V, arguments.adapter_RA, arguments.adapter_VA)
+    arguments = arguments._replace(
+        vocab_size=arguments.weight_VH.shape[0] if arguments.vocab_size is None else arguments.vocab_size,
+        needs=[torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs],
+    )
+    return _forward(*arguments)[:4]
+
+
+@torch.library.custom_op(
+    "ttpa_kernels::linear_logp", mutates_args=(), schema=f"({_SCHEMA}) -> ({', '.join(['Tensor'] * 9)})"
+)
+def _forward(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    """Log-probability, log-sum-exp, entropy and all statistics, then what else `Results` holds."""
+    head, rows, layout, needs = _Arguments(*arguments).parts()
+    check_target_range(rows.target_C, len(head.weight_VH))
+    with torch.autocast(rows.hidden_CH.device.type, enabled=False):
+        return _returned(forward_pass(head, rows, layout, needs, stats=arguments[-1]))
+
+
+@_forward.register_fake
+def _(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    head, rows, layout, needs = _Arguments(*arguments).parts()
+    return _returned(allocate(head, rows, layout, needs, stats=arguments[-1]))
+
+
+def _returned(results: Results) -> tuple[torch.Tensor, ...]:
+    lse_R, entropy_R = results.stats_SR[0].clone(), results.stats_SR[1].clone()
+    return results.logp_R, lse_R, entropy_R, *results[1:]
+
+
+@torch.library.custom_op(
+    "ttpa_kernels::linear_logp_backward",
+    mutates_args=(),
+    schema=f"(Tensor? dlogp_R, Tensor? dlse_R, Tensor? dentropy_R, {', '.join(f'Tensor kept_{i}' for i in range(6))}, "
+    f"{_SCHEMA}) -> ({', '.join(['Tensor'] * 5)})",
+)
+def _backward(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    """The fields of `Gradients`."""
+    upstream, kept, options = Upstream(*arguments[:3]), arguments[3:9], _Arguments(*arguments[9:])
+    head, rows, layout, _ = options.parts()
+    out = _allocate_gradients(options)
+    if len(rows.hidden_CH) == 0 or all(g is None for g in upstream):
+        for gradient in out:
+            gradient.zero_()
+        return out
+    V = options.vocab_size
+    for gradient in (out.weight_VH, out.bias_V, out.adapter_VA):
+        gradient[V:].zero_()
+    unpadded = out._replace(weight_VH=out.weight_VH[:V], bias_V=out.bias_V[:V], adapter_VA=out.adapter_VA[:V])
+    results = Results(rows.hidden_CH.new_empty(0), *kept)
+    with torch.autocast(rows.hidden_CH.device.type, enabled=False):
+        backward_pass(head, rows, layout, results, upstream, out=unpadded)
+    return out
+
+
+@_backward.register_fake
+def _(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    return _allocate_gradients(_Arguments(*arguments[9:]))
+
+
+def _allocate_gradients(options: _Arguments) -> Gradients:
+    inputs = (options.hidden_RH, options.weight_VH, options.bias_V, options.adapter_RA, options.adapter_VA)
+    like = options.hidden_RH
+    return Gradients(
+        *(
+            x.new_empty(x.shape) if needed and x is not None else like.new_empty([0] * dimensions)
+            for x, needed, dimensions in zip(inputs, options.needs, (2, 2, 1, 2, 2), strict=True)
         )
-    # On a GPU this check would make the host wait for the device; an index out of range stops the kernel there.
-    if target_R.device.type == "cpu" and len(target_R):
-        low, high = int(target_R.min()), int(target_R.max())
-        if low < 0 or high >= len(weight_VH):
-            raise ValueError(f"target_R lies in [{low}, {high}], the vocabulary is [0, {len(weight_VH)})")
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    arguments = _Arguments(*inputs)
+    ctx.save_for_backward(*arguments[:6], *output[3:])
+    ctx.options = arguments[6:]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(output[3:] if arguments.stats else output[1:]))
+
+
+def _differentiate(ctx: Any, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    saved = ctx.saved_tensors  # read once, as checkpointing asks
+    tensors, kept = saved[:6], saved[6:]
+    gradients = Gradients(*_backward(*upstream[:3], *kept, *tensors, *ctx.options))
+    needs = _Arguments(*tensors, *ctx.options).needs
+    hidden, weight, bias, adapter_input, adapter = (
+        gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
+    )
+    return hidden, weight, None, bias, adapter_input, adapter, *[None] * len(ctx.options)
+
+
+def _refuse_second_derivative(ctx: Any, *upstream: torch.Tensor | None) -> None:
+    raise RuntimeError("linear_logp has no second derivative: differentiate it without create_graph=True")
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_refuse_second_derivative)
