@@ -38,11 +38,14 @@ def interpreting() -> bool:
 
 
 def architecture(device: torch.device) -> int:
-    """The row of the configuration tables for `device`: 80, 90 or 100; 90 in the interpreter."""
+    """The row of the configuration tables for `device`: 80, 90 or 100; 90 in the interpreter.
+
+    GPUs of compute capability 12 have the shared memory and the matrix instructions of 8.x.
+    """
     if device.type != "cuda":
         return 90
     major, _ = torch.cuda.get_device_capability(device)
-    return {8: 80, 9: 90}.get(major, 100)
+    return {9: 90, 10: 100, 11: 100}.get(major, 80)
 
 
 def descriptors_fit(*matrices: torch.Tensor) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from ttpa_kernels.engine import interpreting
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,28 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *args, **options: poison(empty(*args, **options)))
     monkeypatch.setattr(torch, "empty_like", lambda *args, **options: poison(empty_like(*args, **options)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **options: poison(new_empty(*args, **options)))
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_in_the_interpreter(monkeypatch):
+    """The interpreter multiplies the bits of bf16 as integers, and cuts off where a GPU rounds to nearest."""
+    if not interpreting():
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    cast, dot = builder.cast_impl, builder.create_dot
+
+    def rounded(self, source, dtype):
+        if (source.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, source, dtype)
+        bits = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.uint16)
+        return interpreter.TensorHandle(bits.numpy(), tl.bfloat16)
+
+    def multiplied(self, a, b, *rest):
+        a, b = (cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return dot(self, a, b, *rest)
+
+    monkeypatch.setattr(builder, "cast_impl", rounded)
+    monkeypatch.setattr(builder, "create_dot", multiplied)

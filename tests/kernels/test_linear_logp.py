@@ -17,7 +17,6 @@ from head_cases import (
     value_and_gradients,
 )
 from ttpa_kernels import linear_logp
-from ttpa_kernels.engine import interpreting
 from ttpa_kernels.linear_logp import chunks, passes
 from ttpa_kernels.linear_logp.op import linear_logp_stats
 from ttpa_kernels.linear_logp.reference import head_stats_reference, linear_logp_reference
@@ -111,29 +110,8 @@ def test_fp16_keeps_small_gradients_for_a_scaled_loss():
     torch.testing.assert_close(got, want, rtol=2e-3, atol=0.0)
 
 
-@pytest.fixture
-def bfloat16_products(monkeypatch):
-    """The interpreter of Triton multiplies the bits of bf16 as integers."""
-    if not interpreting():
-        return
-    from triton.runtime import interpreter
-
-    dot = interpreter.InterpreterBuilder.create_dot
-
-    def widened(handle):
-        if handle.dtype.scalar.name != "bf16":
-            return handle
-        bits = handle.data.astype("uint32") << 16
-        return interpreter.TensorHandle(bits.view("float32"), interpreter.tl.float32)
-
-    def multiply(builder, a, b, *rest):
-        return dot(builder, widened(a), widened(b), *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", multiply)
-
-
 @pytest.mark.triton
-@pytest.mark.usefixtures("small_chunks", "bfloat16_products")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(
     ("dtype", "needs", "share", "options"),
     [

@@ -11,30 +11,14 @@ import triton
 import triton.language as tl
 from head_cases import exact_logits
 from next_token_cases import assert_right, case
-from triton.runtime import interpreter
 from ttpa_kernels.configs import SpanTile, Tile
-from ttpa_kernels.engine import ARCHITECTURES, interpreting
+from ttpa_kernels.engine import ARCHITECTURES
 from ttpa_kernels.linear_logp.chunks import Head
 from ttpa_kernels.next_token import kernel, noise
 from ttpa_kernels.next_token.op import NextToken, draw_from_top, next_token
 
 pytestmark = pytest.mark.triton
 SPAN = SpanTile(16, 2, 4)
-
-
-@pytest.fixture(autouse=True)
-def bfloat16_products(monkeypatch):
-    """The interpreter of Triton multiplies the bits of bf16 as integers."""
-    if not interpreting():
-        return
-    builder = interpreter.InterpreterBuilder
-    cast, dot = builder.cast_impl, builder.create_dot
-
-    def multiply(self, a, b, *rest):
-        a, b = (cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return dot(self, a, b, *rest)
-
-    monkeypatch.setattr(builder, "create_dot", multiply)
 
 
 def compute(hidden_BH, weight_VH, *, num_top, key_B=None, bias_V=None, tile=None, **options) -> NextToken:

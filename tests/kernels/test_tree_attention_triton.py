@@ -5,40 +5,14 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from attention_cases import PACKS, assert_as_good_as_eager, branches, inputs, results
-from triton.runtime import interpreter
-from ttpa_kernels.engine import interpreting
 from ttpa_kernels.tree_attention import kernel
 from ttpa_kernels.tree_attention.blocks import block_lists
 from ttpa_kernels.tree_attention.op import TreeMask, _forward, tree_attention, tree_mask
 
 pytestmark = pytest.mark.triton
-
-
-@pytest.fixture(autouse=True)
-def bfloat16_in_the_interpreter(monkeypatch):
-    """The interpreter multiplies the bits of bf16 as integers and cuts off where a GPU rounds to nearest."""
-    if not interpreting():
-        return
-    builder = interpreter.InterpreterBuilder
-    cast, dot = builder.cast_impl, builder.create_dot
-
-    def rounded(self, source, dtype):
-        if (source.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, source, dtype)
-        bits = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.uint16)
-        return interpreter.TensorHandle(bits.numpy(), tl.bfloat16)
-
-    def multiplied(self, a, b, *rest):
-        a, b = (cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return dot(self, a, b, *rest)
-
-    monkeypatch.setattr(builder, "cast_impl", rounded)
-    monkeypatch.setattr(builder, "create_dot", multiplied)
 
 
 def attend(end, *, block: int = 16, **options):

@@ -80,6 +80,8 @@ def test_allows_key(schema, allowed):
         ("email", "a@b.c", "a.b.c"),
         ("ipv4", "10.0.0.1", "10.0.0.256"),
         ("uuid", "123e4567-e89b-12d3-a456-426614174000", "123e4567"),
+        ("regex", "a+", "a{99999999999999999999}"),
+        ("regex", "(a)", "(" * 5000),
     ],
 )
 def test_formats_are_checked(kind, good, bad):

@@ -57,7 +57,8 @@ def test_a_step_does_not_depend_on_how_it_is_cut(policy, tokenizer, loss_type, s
         metrics, tokens = gradient(policy, reference, examples, config=config)
         found.append((metrics, tokens, torch.cat([p.grad.flatten() for p in policy.parameters()])))
     for metrics, tokens, grad in found[1:]:
-        assert metrics == pytest.approx(found[0][0], rel=1e-5) and tokens == found[0][1]
+        # rewards are differences of log-probabilities, which are fp32
+        assert metrics == pytest.approx(found[0][0], rel=1e-5, abs=1e-7) and tokens == found[0][1]
         assert (grad - found[0][2]).norm() < 1e-5 * found[0][2].norm()
 
 

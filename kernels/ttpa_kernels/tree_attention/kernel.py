@@ -6,8 +6,6 @@ Every program walks along one row of the block lists: over its full blocks first
 ones. Heads of the same keys stand side by side in the grid, so that their keys are still in the cache.
 """
 
-# ruff: noqa: ANN001, ANN202 (what a Triton kernel takes has no type of Python)
-
 from __future__ import annotations
 
 from collections.abc import Iterator
