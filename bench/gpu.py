@@ -38,7 +38,7 @@ SCRIPTS = {"bench/train_step.py": 60, "bench/sample.py": 50}  # seconds at most
 RESTARTS = 5  # of the microbenchmarks, after sides that took their process with them
 POLL_SECONDS = 1.0
 TAIL = 15  # lines of a part's output that are kept
-TESTS = ["-m", "gpu or triton", "--continue-on-collection-errors", "tests/kernels"]
+TESTS = ["-m", "(gpu or triton) and not ahead", "--continue-on-collection-errors", "tests/kernels"]
 WITH_TTPA = ["tests/test_model.py"]
 WITHOUT_TTPA = ["--confcutdir=tests/kernels"]  # the tests of the kernels need only torch and triton, but for some
 DRY_TESTS = ["tests/test_bench_inputs.py", "--noconftest"]

@@ -25,7 +25,13 @@ from triton.compiler import ASTSource
 
 from ttpa_kernels.engine import ARCHITECTURES, interpreting
 
-MODULES: tuple[str, ...] = ("linear_kl.kernel", "token_dpo.kernel", "next_token.kernel", "tree_attention.kernel")
+MODULES: tuple[str, ...] = (
+    "linear_logp.kernel",
+    "linear_kl.kernel",
+    "token_dpo.kernel",
+    "next_token.kernel",
+    "tree_attention.kernel",
+)
 
 
 class Variant(NamedTuple):

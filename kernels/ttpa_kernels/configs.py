@@ -16,9 +16,8 @@ class Tile(NamedTuple):
 
 
 class LogitTile(NamedTuple):
-    """A `Tile` of logits [rows, vocabulary] and what follows its product: the columns are turned into exponentials and
-    sums a `strip` at a time; `persistent` programs load the first blocks of their next tile meanwhile. The targets'
-    logits are computed `target_rows` at a time."""
+    """A `Tile` of logits [rows, vocabulary], whose columns are turned into exponentials and sums a `strip` at a time.
+    The targets' logits are computed `target_rows` at a time."""
 
     M: int
     N: int
@@ -26,24 +25,24 @@ class LogitTile(NamedTuple):
     num_warps: int
     num_stages: int
     strip: int
-    persistent: bool
     target_rows: int
 
 
-# Through tensor descriptors, with few registers and with more for what follows the product; where rows are not
-# aligned; and fp32, multiplied outside the matrix units.
-_LOGP_POINTERS = LogitTile(128, 128, 32, 8, 4, strip=128, persistent=False, target_rows=64)
-_LOGP_FP32 = LogitTile(64, 64, 32, 4, 2, strip=64, persistent=False, target_rows=32)
+# Half precision through tensor descriptors, and with pointers where rows are not aligned or there are no descriptors.
+# The wide ones, for statistics and softcaps, leave registers for more after the product; they must divide the columns
+# of a strip among threads as the others do, see `linear_logp.kernel._tile`.
 LINEAR_LOGP = {
-    90: LogitTile(128, 256, 64, 8, 4, strip=128, persistent=True, target_rows=64),
-    100: LogitTile(128, 128, 64, 8, 4, strip=128, persistent=True, target_rows=64),
+    90: LogitTile(128, 256, 64, 8, 4, strip=128, target_rows=64),
+    100: LogitTile(128, 128, 64, 8, 4, strip=128, target_rows=64),
 }
 LINEAR_LOGP_WIDE = {
-    90: LogitTile(128, 128, 64, 8, 4, strip=128, persistent=False, target_rows=64),
-    100: LogitTile(128, 128, 64, 8, 4, strip=128, persistent=False, target_rows=64),
+    90: LogitTile(128, 128, 64, 8, 4, strip=128, target_rows=64),
+    100: LogitTile(128, 128, 64, 8, 4, strip=128, target_rows=64),
 }
-LINEAR_LOGP_POINTERS = {80: _LOGP_POINTERS, 90: _LOGP_POINTERS, 100: _LOGP_POINTERS}
-LINEAR_LOGP_FP32 = {80: _LOGP_FP32, 90: _LOGP_FP32, 100: _LOGP_FP32}
+LINEAR_LOGP_POINTERS = dict.fromkeys((80, 90, 100), LogitTile(128, 128, 32, 8, 4, strip=128, target_rows=64))
+LINEAR_LOGP_POINTERS_WIDE = LINEAR_LOGP_POINTERS | {80: LogitTile(64, 128, 32, 8, 4, strip=128, target_rows=64)}
+# fp32 is multiplied exactly, outside the matrix units.
+LINEAR_LOGP_FP32 = dict.fromkeys((80, 90, 100), LogitTile(64, 64, 32, 4, 2, strip=64, target_rows=32))
 
 
 class Sweep(NamedTuple):
@@ -87,6 +86,7 @@ LINEAR_KL = {
     90: Tile(128, 128, 64, 8, 3),
     100: Tile(128, 128, 64, 8, 3),
 }
+LINEAR_KL_FP16 = LINEAR_KL | {90: Tile(128, 64, 64, 8, 4)}  # the scale of its gradient takes registers
 LINEAR_KL_FP32 = {
     80: Tile(64, 64, 32, 8, 2),
     90: Tile(64, 64, 32, 8, 2),

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from shipped import NEWEST, shipped
 from test_linear_kl import OPTIONS, SHAPES, Case, check_against_float64
 from ttpa_kernels.configs import Tile
 from ttpa_kernels.linear_kl import kernel
@@ -113,17 +109,12 @@ def test_small_gradients_keep_their_digits(device):
         torch.testing.assert_close(a.double(), b.double(), rtol=5e-3, atol=2 * half)
 
 
+@pytest.mark.ahead
 def test_shipped_kernels_compile_without_spills():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "ttpa_kernels.ahead", "--json", "--only", "linear_kl "]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    lines = [json.loads(line) for line in output.splitlines()]
-    assert {line["architecture"] for line in lines} == {80, 90, 100}
-    instructions = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-    for line in lines:
+    for line in shipped("linear_kl "):
         assert line["stack"] == 0, line
         if "tiles" in line["name"] and "fp32" not in line["name"]:
-            assert line["matrix"] == instructions[line["architecture"]], line
+            assert line["matrix"] == NEWEST[line["architecture"]], line
 
 
 @pytest.mark.gpu

@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import triton
 import triton.language as tl
 from head_cases import exact_logits
 from next_token_cases import assert_right, case
+from shipped import NEWEST, shipped
 from ttpa_kernels.configs import SpanTile, Tile
-from ttpa_kernels.engine import ARCHITECTURES
 from ttpa_kernels.linear_logp.chunks import Head
 from ttpa_kernels.next_token import kernel, noise
 from ttpa_kernels.next_token.op import NextToken, draw_from_top, next_token
@@ -189,18 +184,12 @@ def test_no_rows_and_no_float64(device):
         next_token(**case(2, 8, 50, dtype=torch.float64, device=device), num_top=3, engine="triton")
 
 
+@pytest.mark.ahead
 def test_shipped_kernels_compile_without_spills():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "ttpa_kernels.ahead", "--json", "--only", "next_token"]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    found = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert {line["architecture"] for line in found} == set(ARCHITECTURES)
-    for line in found:
+    for line in shipped("next_token"):
         assert line["stack"] == 0, line
         if "rows 64" in line["name"]:  # fewer rows than 64 are too few for the newer instructions
-            newest = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[line["architecture"]]
-            assert line["matrix"] == newest, line
+            assert line["matrix"] == NEWEST[line["architecture"]], line
         elif "tiles" in line["name"]:
             assert line["matrix"] == "mma.sync", line
 

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from pair_cases import LOSSES, rows, sparse, trees
+from shipped import shipped
 from ttpa_kernels.token_dpo import segments
 from ttpa_kernels.token_dpo.op import token_dpo
 from ttpa_kernels.token_dpo.pairs import PairMatrix
@@ -156,11 +153,7 @@ def test_repeated_runs_give_the_same_bits_and_nothing_waits(device):
         assert all(map(torch.equal, results[0], again))
 
 
-def test_compiles_ahead_of_time_without_a_stack():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "ttpa_kernels.ahead", "--json", "--only", "token_dpo"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert {line["architecture"] for line in lines} == {80, 90, 100} and len(lines) == 24
-    assert all(line["stack"] == 0 for line in lines)
+@pytest.mark.ahead
+def test_shipped_kernels_compile_without_spills():
+    lines = shipped("token_dpo")
+    assert len(lines) == 24 and all(line["stack"] == 0 for line in lines)

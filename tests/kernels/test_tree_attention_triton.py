@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from attention_cases import PACKS, assert_as_good_as_eager, branches, inputs, results
+from shipped import NEWEST, shipped
 from ttpa_kernels.tree_attention import kernel
 from ttpa_kernels.tree_attention.blocks import block_lists
 from ttpa_kernels.tree_attention.op import TreeMask, _forward, tree_attention, tree_mask
@@ -162,20 +158,12 @@ def test_compiles_in_one_graph(device):
     assert all(map(torch.equal, results(compiled, *tensors, upstream), want))
 
 
+@pytest.mark.ahead
 def test_shipped_kernels_compile_without_spills():
-    """A sample; `python -m ttpa_kernels.ahead --only tree_attention` shows all."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "ttpa_kernels.ahead", "--json", "--only"]
-    lines = []
-    for only in ("bf16 D128", "fp32 D64"):
-        run = subprocess.run([*command, only], env=environment, capture_output=True, text=True, check=True)
-        lines += [json.loads(line) for line in run.stdout.splitlines() if "tree_attention_" in line]
-    assert len(lines) == 3 * (4 + 3)
-    matrix = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-    for line in lines:
+    for line in shipped("tree_attention_"):
         assert line["stack"] == 0, line
         if "bf16" in line["name"] and "delta" not in line["name"]:
-            assert line["matrix"] == matrix[line["architecture"]], line
+            assert line["matrix"] == NEWEST[line["architecture"]], line
 
 
 def test_what_ships():

@@ -1,8 +1,8 @@
-"""Triton kernels of the head: logits of a tile and their exponentials, folded into log-probabilities.
+"""Triton kernels of the head: tiles of logits, their exponentials and sums, folded into log-probabilities.
 
-C rows of a chunk, H hidden size, V vocabulary, A rank of the head's adapter, T tiles of the vocabulary, F partial
-results of a tile. The kernels take logits in units of ln 2, `z = outer * x` with `x` the raw logit or, with a softcap,
-`x = tanh(inner * raw)`. The exponentials of a tile are `2^(z - k)` with an integer k, so that another k is an exact
+C rows of a chunk, H hidden size, V vocabulary, A rank of the head's adapter, T strips of the vocabulary, F partial
+results of a strip. The kernels take logits in units of ln 2, `z = outer * x` with `x` the raw logit or, with a softcap,
+`x = tanh(inner * raw)`. The exponentials of a strip are `2^(z - k)` with an integer k, so that another k is an exact
 factor; README.md says how k is chosen.
 """
 
@@ -21,6 +21,7 @@ from ttpa_kernels.configs import (
     LINEAR_LOGP,
     LINEAR_LOGP_FP32,
     LINEAR_LOGP_POINTERS,
+    LINEAR_LOGP_POINTERS_WIDE,
     LINEAR_LOGP_WIDE,
     LogitTile,
 )
@@ -30,12 +31,10 @@ from ttpa_kernels.linear_logp.chunks import HALF_SCALE, STATS, Exponentials, Hea
 if TYPE_CHECKING:
     from ttpa_kernels.ahead import Variant
 
-PARTIALS = ("k", "sum")  # of each tile and row; with statistics also those below
+PARTIALS = ("k", "sum e")  # of each strip and row, e = 2^(z - k); with statistics also those below
 STATS_PARTIALS = ("sum e (z - k)", "sum e^2", "sum x", "max z", "first column of the max")
-GROUP_BYTES = (
-    16 << 20
-)  # hidden states of the row tiles that pass over the vocabulary together: they stay in the L2 cache
-REACH = 40.0  # a tile keeps the reference of its row unless a logit exceeds it by more: 2^80 * V is within fp32
+GROUP_BYTES = 16 << 20  # hidden states of the row tiles that pass over the vocabulary together, to stay in the L2 cache
+REACH = 40.0  # a strip takes its row's k unless a logit exceeds that by more: squares of e stay within fp32
 ROWS = 32  # rows of a program of the fold
 STRIPS = 32  # strips that it takes at a time, and strips of a program of the rescaling
 
@@ -186,19 +185,19 @@ def _strips(
                 at = E + rows.to(tl.int64)[:, None] * E_stride + columns[None, :]
                 tl.store(at, e.to(DTYPE), mask=(rows < R)[:, None] & (columns < V)[None, :])
         T = tl.cdiv(V, STRIP)  # after the exponentials are stored, for want of registers
-        mask = (rows < R) & (n < V)
-        field = T.to(tl.int64) * R
-        at = partials + (n // STRIP).to(tl.int64) * R + rows
-        tl.store(at, k, mask=mask)
-        tl.store(at + field, total, mask=mask)
+        mask = rows < tl.where(n < V, R, 0)
+        strip = n // STRIP
+        tl.store(partials + strip.to(tl.int64) * R + rows, k, mask=mask)
+        tl.store(partials + (T + strip).to(tl.int64) * R + rows, total, mask=mask)
         if STATS:
-            tl.store(at + 2 * field, weighted, mask=mask)
-            tl.store(at + 3 * field, squares, mask=mask)
-            tl.store(at + 4 * field, tl.sum(tl.where(x == hole, 0.0, x), axis=1), mask=mask)
-            tl.store(at + 5 * field, top, mask=mask)
+            tl.store(partials + (2 * T + strip).to(tl.int64) * R + rows, weighted, mask=mask)
+            tl.store(partials + (3 * T + strip).to(tl.int64) * R + rows, squares, mask=mask)
+            sum_x = tl.sum(tl.where(x == hole, 0.0, x), axis=1)
+            tl.store(partials + (4 * T + strip).to(tl.int64) * R + rows, sum_x, mask=mask)
+            tl.store(partials + (5 * T + strip).to(tl.int64) * R + rows, top, mask=mask)
             column = (n + tl.arange(0, N)).to(tl.float32)[None, :]
             first = tl.min(tl.where(x == extreme[:, None], column, float("inf")), axis=1)
-            tl.store(at + 6 * field, first, mask=mask)
+            tl.store(partials + (6 * T + strip).to(tl.int64) * R + rows, first, mask=mask)
 
 
 @triton.jit
@@ -228,7 +227,6 @@ def _tiles(
     K: tl.constexpr,
     STRIP: tl.constexpr,
     A_STEP: tl.constexpr,
-    PERSISTENT: tl.constexpr,
     BLOCKS: tl.constexpr,
     STORE_BLOCKS: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -242,12 +240,12 @@ def _tiles(
 
     In: the head and its rows as `_target_logits` takes them (`hidden` and `weight` tensor descriptors with BLOCKS),
     and what it wrote. Out: `E [R, V]` (a descriptor with STORE_BLOCKS; may be None), and `partials [F, T, R]` fp32 as
-    in PARTIALS and STATS_PARTIALS. Grid: at most one program a tile; a program takes every so many tiles [M, N].
+    in PARTIALS and STATS_PARTIALS. Grid: at most one program a tile [M, N]; each takes every so many tiles.
     `group` row tiles pass over the vocabulary together, so that the tiles at work share rows of both matrices.
     """
     row_tiles = tl.cdiv(R, M)
     column_tiles = tl.cdiv(V, N)
-    for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0), flatten=PERSISTENT):
+    for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
         first_row_tile = tile // (group * column_tiles) * group
         in_group = tile % (group * column_tiles)
         height = tl.minimum(row_tiles - first_row_tile, group)
@@ -258,10 +256,10 @@ def _tiles(
         # A column beyond the vocabulary starts at a value that adding zeros does not change. Known before the products,
         # it costs no registers while the exponentials need them.
         columns = n + tl.arange(0, N)
-        start = tl.where(columns < V, 0.0, outside)
+        start = tl.zeros((N,), tl.float32)
         if bias is not None:
-            start = tl.load(bias + columns, mask=columns < V, other=outside).to(tl.float32)
-        acc = tl.broadcast_to(start[None, :], (M, N))
+            start += tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)
+        acc = tl.broadcast_to(tl.where(columns < V, start, outside)[None, :], (M, N))
         if BLOCKS:
             for k in range(0, tl.cdiv(H, K)):
                 acc = tl.dot(hidden.load([m, k * K]), weight.load([n, k * K]).T, acc, input_precision=PRECISION)
@@ -293,6 +291,13 @@ def _tiles(
 
 
 @triton.jit
+def _partial(partials, field, strips, rows, mask, R, T, other):
+    """One of the partial results of some strips (first axis) and rows."""
+    at = (field * T + strips).to(tl.int64)[:, None] * R + rows[None, :]
+    return tl.load(partials + at, mask=mask, other=other)
+
+
+@triton.jit
 def _fold(
     partials,
     target,
@@ -321,12 +326,10 @@ def _fold(
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = rows < R
-    field = T.to(tl.int64) * R
     k_max = tl.full((ROWS,), LOWEST, tl.float32)
     for t in range(0, T, STRIPS):
         strips = t + tl.arange(0, STRIPS)
-        at = strips.to(tl.int64)[:, None] * R + rows[None, :]
-        k = tl.load(partials + at, mask=(strips < T)[:, None] & mask[None, :], other=LOWEST)
+        k = _partial(partials, 0, strips, rows, (strips < T)[:, None] & mask[None, :], R, T, LOWEST)
         k_max = tl.maximum(k_max, tl.max(k, axis=0))
 
     total = tl.zeros((ROWS,), tl.float32)
@@ -334,19 +337,18 @@ def _fold(
     top, first = total + float("-inf"), total + float("inf")
     for t in range(0, T, STRIPS):
         strips = t + tl.arange(0, STRIPS)
-        at = partials + strips.to(tl.int64)[:, None] * R + rows[None, :]
         inside = (strips < T)[:, None] & mask[None, :]
-        d = tl.load(at, mask=inside, other=LOWEST) - k_max[None, :]
+        d = _partial(partials, 0, strips, rows, inside, R, T, LOWEST) - k_max[None, :]
         scale = tl.exp2(d)
-        sums = tl.load(at + field, mask=inside, other=0.0)
+        sums = _partial(partials, 1, strips, rows, inside, R, T, 0.0)
         total += tl.sum(scale * sums, axis=0)
         if stats is not None:
-            lifted = tl.load(at + 2 * field, mask=inside, other=0.0) + d * sums
+            lifted = _partial(partials, 2, strips, rows, inside, R, T, 0.0) + d * sums
             weighted += tl.sum(tl.where(scale == 0.0, 0.0, scale * lifted), axis=0)
-            squares += tl.sum(scale * scale * tl.load(at + 3 * field, mask=inside, other=0.0), axis=0)
-            sum_x += tl.sum(tl.load(at + 4 * field, mask=inside, other=0.0), axis=0)
-            tops = tl.load(at + 5 * field, mask=inside, other=float("-inf"))
-            firsts = tl.load(at + 6 * field, mask=inside, other=float("inf"))
+            squares += tl.sum(scale * scale * _partial(partials, 3, strips, rows, inside, R, T, 0.0), axis=0)
+            sum_x += tl.sum(_partial(partials, 4, strips, rows, inside, R, T, 0.0), axis=0)
+            tops = _partial(partials, 5, strips, rows, inside, R, T, float("-inf"))
+            firsts = _partial(partials, 6, strips, rows, inside, R, T, float("inf"))
             higher = tl.maximum(top, tl.max(tops, axis=0))
             found = tl.min(tl.where(tops == higher[None, :], firsts, float("inf")), axis=0)
             first = tl.minimum(tl.where(top == higher, first, float("inf")), found)
@@ -404,7 +406,7 @@ def _rescale(
     k_row = tl.load(shift + rows, mask=mask, other=0.0)
     strips = tl.program_id(1) * STRIPS + tl.arange(0, STRIPS)
     inside = (strips < T)[:, None] & mask[None, :]
-    k = tl.load(partials + strips.to(tl.int64)[:, None] * R + rows[None, :], mask=inside, other=0.0)
+    k = _partial(partials, 0, strips, rows, inside, R, T, 0.0)
     differs = inside & (k != k_row[None, :])
     if NORMALISE or tl.max(tl.max(differs.to(tl.int32), axis=1), axis=0) > 0:
         token = tl.load(target + rows, mask=mask, other=-1)
@@ -412,7 +414,7 @@ def _rescale(
         if NORMALISE:
             log_divisor = tl.load(shift + R + rows, mask=mask, other=0.0)
         for t in range(tl.program_id(1) * STRIPS, tl.minimum(T, tl.program_id(1) * STRIPS + STRIPS)):
-            k_strip = tl.load(partials + t.to(tl.int64) * R + rows, mask=mask, other=0.0)
+            k_strip = tl.load(partials + (tl.zeros((ROWS,), tl.int64) + t) * R + rows, mask=mask, other=0.0)
             change = mask & ((k_strip != k_row) | NORMALISE)
             if tl.max(change.to(tl.int32), axis=0) > 0:
                 columns = t * STRIP + tl.arange(0, STRIP)
@@ -481,9 +483,8 @@ def _run(
     E: Any = TensorDescriptor.from_tensor(E_CV, [tile.M, tile.strip]) if store_blocks else E_CV
     E_stride = 0 if E_CV is None else E_CV.stride(0)
     normalise = E_CV is not None and E_CV.dtype == torch.float16
-    persistent = tile.persistent and blocks and A == 0
     programs = triton.cdiv(R, tile.M) * triton.cdiv(V, tile.N)
-    if persistent:
+    if blocks:  # one program fills a processor, and begins its next tile while the last one is still being written
         programs = min(programs, _num_processors(hidden_CH.device))
     # `device_of` because Triton launches on the current device; it does nothing for tensors on the CPU
     with torch.cuda.device_of(hidden_CH):
@@ -508,7 +509,6 @@ def _run(
             K=tile.K,
             A_STEP=_adapter_step(A),
             STRIP=tile.strip,
-            PERSISTENT=persistent,
             BLOCKS=blocks,
             STORE_BLOCKS=store_blocks,
             SOFTCAP=numbers.softcap,
@@ -570,13 +570,16 @@ def _rows_together(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _tile(dtype: torch.dtype, architecture: int, *, blocks: bool, wide: bool) -> LogitTile:
-    """`wide`: what follows the product needs more registers. Logits and the sums of a strip have the same bits in all
-    tiles for one dtype, so results depend neither on what else is computed nor on the number of rows."""
+    """The tile; `wide` where what follows the product needs more registers.
+
+    The logits and the sums of a strip have the same bits in the wide tile and in the other one, so a log-probability
+    depends neither on what else is computed nor on the number of rows.
+    """
     if dtype == torch.float32:
         return LINEAR_LOGP_FP32[architecture]
-    if not blocks:
-        return LINEAR_LOGP_POINTERS[architecture]
-    return (LINEAR_LOGP_WIDE if wide else LINEAR_LOGP)[architecture]
+    if blocks:
+        return (LINEAR_LOGP_WIDE if wide else LINEAR_LOGP)[architecture]
+    return (LINEAR_LOGP_POINTERS_WIDE if wide else LINEAR_LOGP_POINTERS)[architecture]
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -593,27 +596,34 @@ def _num_processors(device: torch.device) -> int:
 
 
 def variants(architecture: int) -> Iterator[Variant]:
-    """The shipped kernels, for a head without options and for one with all of them."""
+    """The shipped kernels, for a head without options and for one with all of them; what other dtypes or fewer
+    options compile to in the same way is left out."""
     for dtype, word in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
-        for options in (False, True):
-            aligned = architecture >= 90 and word != "fp32"
-            for blocks in (True, False) if aligned and word == "bf16" else (aligned,):
-                tile = _tile(dtype, architecture, blocks=blocks, wide=options)
-                constants = _constants(tile, dtype, blocks, options)
-                name = f"{word}{' options' if options else ''}{'' if blocks else ' pointers'}"
-                yield _variant(f"tiles {name}", _tiles, word, constants, tile.num_warps, tile.num_stages)
-                if blocks == aligned:
-                    sums = constants | {"E": None}
-                    yield _variant(f"tiles {name} sums", _tiles, word, sums, tile.num_warps, tile.num_stages)
-        constants |= {"BLOCKS": False, "M": tile.target_rows}
-        yield _variant(f"target {word} options", _target_logits, word, constants, 4, tile.num_stages)
-        yield _variant(f"fold {word} options", _fold, word, constants, 4, 3)
-        yield _variant(f"rescale {word}", _rescale, word, constants, 4, 3)
+        aligned = architecture >= 90 and word != "fp32"
+        for options in (False, True) if word != "fp32" else (True,):
+            tile = _tile(dtype, architecture, blocks=aligned, wide=options)
+            constants = _constants(tile, dtype, aligned, options)
+            name = f"tiles {word}{' options' if options else ''}"
+            yield _variant(name, _tiles, word, constants, tile.num_warps, tile.num_stages)
+            if word != "fp32":
+                constants |= {"E": None}
+                yield _variant(f"{name} sums", _tiles, word, constants, tile.num_warps, tile.num_stages)
+        tile = _tile(dtype, architecture, blocks=False, wide=True)
+        constants = _constants(tile, dtype, False, True)
+        if aligned and word == "bf16":
+            name = "tiles bf16 options pointers"
+            yield _variant(name, _tiles, word, constants, tile.num_warps, tile.num_stages)
+        if word != "fp16":
+            target = constants | {"M": tile.target_rows}
+            yield _variant(f"target {word}", _target_logits, word, target, 4, tile.num_stages)
+        if word != "fp32":
+            yield _variant(f"fold {word}", _fold, word, constants, 4, 3)
+            yield _variant(f"rescale {word}", _rescale, word, constants, 4, 3)
 
 
 def _constants(tile: LogitTile, dtype: torch.dtype, blocks: bool, options: bool) -> dict[str, Any]:
     sizes = {"M": tile.M, "N": tile.N, "K": tile.K, "STRIP": tile.strip, "A_STEP": 16, "ROWS": ROWS, "STRIPS": STRIPS}
-    flags = {"BLOCKS": blocks, "STORE_BLOCKS": blocks, "PERSISTENT": blocks and tile.persistent and not options}
+    flags = {"BLOCKS": blocks, "STORE_BLOCKS": blocks}
     flags |= {"SOFTCAP": options, "STATS": options, "NEGATIVE": False, "NORMALISE": dtype == torch.float16}
     types = {"DTYPE": _LANGUAGE_DTYPES[dtype], "PRECISION": _precision(dtype)}
     absent = {} if options else dict.fromkeys(("bias", "u", "B", "stats"))

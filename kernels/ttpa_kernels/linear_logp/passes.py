@@ -276,4 +276,4 @@ def _fp16_unit(head: Head, upstream: Upstream) -> torch.Tensor:
     largest = torch.stack([g.abs().amax() for g in upstream if g is not None]).amax()
     room = 2.0**11 if upstream.entropy_C is None else 2.0**7  # p log p can be 16 times as large as p
     scale = abs(head.logit_scale / head.temperature)
-    return room / (largest * max(scale, 1.0)).clamp(min=torch.finfo(torch.float32).tiny)
+    return room / (largest * max(scale, 1.0)).clamp(min=1e-30)  # all may be 0
