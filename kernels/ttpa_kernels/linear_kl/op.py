@@ -40,7 +40,7 @@ def linear_kl(
     zero. Differentiable (once) in `hidden_RH`, `weight_VH` and `bias_V`; the reference is a constant. Sharded weights
     (`DTensor`) are gathered, see `ttpa_kernels.sharded.whole`. Products accumulate in fp32 (fp64 for fp64 inputs) and
     so is the result, which is never negative, and 0 where policy and reference share hidden states and head; gradients
-    have the dtype of the inputs. `budget_bytes` (None: 256 MiB on the CPU, 3 GiB on a GPU) bounds the memory beyond
+    have the dtype of the inputs. `budget_bytes` (None: 120 MiB on the CPU, 3 GiB on a GPU) bounds the memory beyond
     inputs, results and gradients, see `plan`. Raises ValueError or TypeError for shapes, dtypes, devices, values and
     budgets that do not fit. The gradient is `dkl/dz = p - p_ref`; derivation in `linear_kl/README.md`."""
     refuse_sharded(hidden_RH=hidden_RH, ref_hidden_RH=ref_hidden_RH)

@@ -52,7 +52,7 @@ def linear_logp(
     head and `adapter_RA` is `u = s A h`, both or neither. Tokens from `vocab_size` on are padding of the head: they
     take no part and their gradient is zero. Differentiable (once) in all but the target; sharded weights
     (`DTensor`) are gathered, see `ttpa_kernels.sharded.whole`. Products accumulate in fp32 (fp64 for fp64 inputs) and
-    so is the result; gradients have the dtype of the inputs. `budget_bytes` (None: 160 MiB on the CPU, 3 GiB on a GPU)
+    so is the result; gradients have the dtype of the inputs. `budget_bytes` (None: 120 MiB on the CPU, 3 GiB on a GPU)
     bounds the memory beyond inputs, results and gradients, and decides how much of the forward pass a trained head
     repeats, see `plan`. Raises ValueError or TypeError for shapes, dtypes, devices, values and budgets that do not
     fit. The gradient is `dlogp/dz = onehot(target) - p`; derivation in `linear_logp/README.md`."""

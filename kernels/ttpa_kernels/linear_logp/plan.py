@@ -15,7 +15,7 @@ Need = Literal["hidden", "weight", "bias", "adapter"]
 Keeps = Literal["nothing", "gradient", "exponentials"]
 
 NEEDS: tuple[Need, ...] = ("hidden", "weight", "bias", "adapter")
-DEFAULT_BUDGET_BYTES = {"cpu": 160 << 20, "cuda": 3 << 30}
+DEFAULT_BUDGET_BYTES = {"cpu": 120 << 20, "cuda": 3 << 30}
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # exponentials of a chunk of rows in the forward pass
 TILE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # logits that are computed again together in the backward pass
 TEMPORARIES = 3  # matrices of a part of the logits that its elementwise steps hold beside it; 1 without statistics
@@ -124,6 +124,8 @@ def choose_layout(
     # Forward pass: C rows hold E, logits where these are wider, converted inputs, and products with the head.
     E_row = row_stride(V) * e
     beside_row = (V * w if engine == "torch" and e < w else 0) + X * w * (2 if converts else 1)
+    if engine == "triton":  # partial results of every strip: sums and their references, more with statistics
+        beside_row += (7 if stats else 2) * w * (V // (128 if half else 64) + 1)
     space = min(CHUNK_BYTES[kind], max(budget // 2 - TEMPORARIES * part_bytes, budget // (2 + 2 * TEMPORARIES)))
     C = max(1, space // (E_row + beside_row))
     C = C // 128 * 128 or C // 16 * 16 or C

@@ -75,7 +75,7 @@ def plan(
     gradient, `online` says that the reference is computed from hidden states of the same size.
 
     Units: 1 forward, 1 for the gradient of `hidden`, 1 for that of `weight`, 1 for the reference, and the share of
-    rows in components of several pairs that do not fit into `budget_bytes` (None: 256 MiB on the CPU, 3 GiB on a GPU,
+    rows in components of several pairs that do not fit into `budget_bytes` (None: DEFAULT_BUDGET_BYTES,
     or more where the least that works is more). Rows without a coefficient cost nothing. Products with the adapter
     are small and not counted. Nothing is read from the device. Raises ValueError for an unknown need, an engine that
     the device cannot run, and a budget below the least that works.
