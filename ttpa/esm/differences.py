@@ -127,13 +127,14 @@ def _from_schema_error(error: ValidationError) -> Iterator[Difference]:
     path, keyword = tuple(error.absolute_path), str(error.validator)
     value: Any = error.validator_value
     instance: Any = error.instance
+    schema: Any = error.schema
     if keyword == "required":
         for key in value:
             if key not in instance:
                 yield Difference("param.missing_required", (*path, key), {keyword: key}, None)
     elif keyword == "additionalProperties" and value is False:
         for key in instance:
-            if not allows_key(error.schema, key):
+            if not allows_key(schema, key):
                 yield Difference("param.unknown", (*path, key), None, instance[key])
     else:
         wrong_type = keyword == "type" or (bool(error.context) and not _fitting_branches(error))
