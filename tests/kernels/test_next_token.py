@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from next_token_cases import assert_right, case
+from next_token_cases import assert_right, assert_same, case
 from ttpa_kernels.next_token import noise, online
 from ttpa_kernels.next_token.op import NextToken, draw_from_top, next_token
 from ttpa_kernels.next_token.reference import next_token_reference
@@ -100,7 +100,7 @@ def test_a_row_is_the_same_whatever_its_neighbours():
     got = next_token(**given, num_top=5)
     order = torch.tensor([4, 2, 2, 0, 5, 1])
     other = next_token(given["hidden_BH"][order], given["weight_VH"], num_top=5, key_B=given["key_B"][order])
-    assert all(torch.equal(x[order], y) for x, y in zip(got, other, strict=True))
+    assert_same([x[order] for x in got], other)
 
 
 def test_draws_do_not_depend_on_chunks(monkeypatch):
