@@ -29,3 +29,8 @@ def add_product_(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch
         if a.dtype == total.dtype:
             return total.addmm_(a, b)
         return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """`input_precision` of Triton's `dot`: fp32 is multiplied exactly; for half precision the choice has no effect."""
+    return "ieee" if dtype == torch.float32 else "tf32"

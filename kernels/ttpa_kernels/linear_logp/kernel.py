@@ -27,6 +27,7 @@ from ttpa_kernels.configs import (
 )
 from ttpa_kernels.engine import architecture, descriptors_fit
 from ttpa_kernels.linear_logp.chunks import HALF_SCALE, STATS, Exponentials, Head, Rows
+from ttpa_kernels.numerics import dot_precision
 
 if TYPE_CHECKING:
     from ttpa_kernels.ahead import Variant
@@ -495,7 +496,7 @@ def _run(
             K=tile.K,
             A_STEP=_adapter_step(A),
             SOFTCAP=numbers.softcap,
-            PRECISION=_precision(hidden_CH.dtype),
+            PRECISION=dot_precision(hidden_CH.dtype),
             num_warps=4,
             num_stages=tile.num_stages,
         )
@@ -516,7 +517,7 @@ def _run(
             STATS=stats,
             DTYPE=None if E_CV is None else _LANGUAGE_DTYPES[E_CV.dtype],
             NORMALISE=normalise,
-            PRECISION=_precision(hidden_CH.dtype),
+            PRECISION=dot_precision(hidden_CH.dtype),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
@@ -582,11 +583,6 @@ def _tile(dtype: torch.dtype, architecture: int, *, blocks: bool, wide: bool) ->
     return (LINEAR_LOGP_POINTERS_WIDE if wide else LINEAR_LOGP_POINTERS)[architecture]
 
 
-def _precision(dtype: torch.dtype) -> str:
-    """How fp32 is multiplied; says nothing about other dtypes, for which Triton wants its default."""
-    return "ieee" if dtype == torch.float32 else "tf32"
-
-
 def _adapter_step(A: int) -> int:
     return min(64, max(16, triton.next_power_of_2(A)))
 
@@ -625,7 +621,7 @@ def _constants(tile: LogitTile, dtype: torch.dtype, blocks: bool, options: bool)
     sizes = {"M": tile.M, "N": tile.N, "K": tile.K, "STRIP": tile.strip, "A_STEP": 16, "ROWS": ROWS, "STRIPS": STRIPS}
     flags = {"BLOCKS": blocks, "STORE_BLOCKS": blocks}
     flags |= {"SOFTCAP": options, "STATS": options, "NEGATIVE": False, "NORMALISE": dtype == torch.float16}
-    types = {"DTYPE": _LANGUAGE_DTYPES[dtype], "PRECISION": _precision(dtype)}
+    types = {"DTYPE": _LANGUAGE_DTYPES[dtype], "PRECISION": dot_precision(dtype)}
     absent = {} if options else dict.fromkeys(("bias", "u", "B", "stats"))
     return sizes | flags | types | absent
 

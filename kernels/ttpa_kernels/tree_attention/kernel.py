@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ttpa_kernels.ahead import Variant
 from ttpa_kernels.configs import TREE_ATTENTION, TREE_ATTENTION_FP32, Sweep
 from ttpa_kernels.engine import architecture, descriptors_fit
+from ttpa_kernels.numerics import dot_precision
 from ttpa_kernels.tree_attention.blocks import BLOCK, BlockLists
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -468,7 +469,7 @@ def _sources(
         "OWN": sizes[True],
         "STEP": sizes[False],
         "TMA": tma,
-        "PRECISION": _precision(views[0].dtype),
+        "PRECISION": dot_precision(views[0].dtype),
         "num_warps": sweep.num_warps,
         "num_stages": sweep.num_stages,
     }
@@ -480,11 +481,6 @@ def _sources(
         for x, mine in zip(views, own, strict=True)
     ]
     return described, strides, options
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """fp32 is multiplied exactly; for half precision the choice has no effect."""
-    return "ieee" if dtype == torch.float32 else "tf32"
 
 
 def variants(architecture: int) -> Iterator[Variant]:
