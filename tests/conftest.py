@@ -55,6 +55,12 @@ def tiny_model(tokenizer) -> Qwen3ForCausalLM:
 
 
 @pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where Triton kernels run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of third-party test data, named by TTPA_REAL_DATA; tests that need it are skipped without it."""
     folder = os.environ.get("TTPA_REAL_DATA")

@@ -164,9 +164,12 @@ def _tree_attention(
     attention_mask: torch.Tensor | None,
     *,
     tree: TreeMask | None = None,
+    paged: Any = None,  # of ttpa.sampling.passes.PagedCache
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention as transformers calls it: `[1, heads, T, width]` in, `[1, T, heads, width]` out."""
+    if paged is not None:
+        return paged.attend(module.layer_idx, query, key, value, options.get("scaling")), None
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     out = tree_attention(query, key, value, tree, scale=options.get("scaling"))

@@ -36,7 +36,7 @@ from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
 from ttpa.evaluation import Evaluation, compare, comparison_table, evaluate_calls
 from ttpa.model import load_model, load_tokenizer
-from ttpa.sampling import SamplingOptions, sample_trees
+from ttpa.sampling import Progress, SamplingOptions, sample_trees
 from ttpa.training.config import TrainConfig
 from ttpa.training.loop import train_round
 from ttpa.training.run_folder import RunFolder
@@ -130,7 +130,7 @@ def sampled_trees(
         min_entropy=config.min_entropy,
         min_probability=config.min_probability,
         max_new_tokens=config.max_new_tokens,
-        batch_size=config.decode_batch_size,
+        rows=config.decode_batch_size,
     )
     trees: list[PreferenceTree] = []
     reports: list[dict[str, Any]] = []
@@ -254,10 +254,10 @@ class Bar(tqdm):
     def __init__(self, name: str) -> None:
         super().__init__(desc=name, unit="call", disable=None)
 
-    def show(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
-        self.total = total
-        self.update(done - self.n)
+    def show(self, progress: Progress) -> None:
+        """Show how many decisions are done."""
+        self.total = progress.total
+        self.update(progress.done - self.n)
 
 
 class Clock:

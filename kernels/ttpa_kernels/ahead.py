@@ -31,6 +31,7 @@ MODULES: tuple[str, ...] = (
     "token_dpo.kernel",
     "next_token.kernel",
     "tree_attention.kernel",
+    "paged_attention.kernel",
 )
 
 

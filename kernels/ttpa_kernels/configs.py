@@ -80,6 +80,23 @@ _TREE_ATTENTION_FP32 = {
 }
 TREE_ATTENTION_FP32 = dict.fromkeys((80, 90, 100), _TREE_ATTENTION_FP32)
 
+# Paged attention: `own` rows are the tokens of an item times the query heads of a key head, for items of one token and
+# of several; they walk over the keys. By the width of a head, as above. Keys are loaded through page numbers, which are
+# loaded before: with 5 stages two steps of keys are on their way, with fewer one.
+_PAGED_ATTENTION = {
+    64: (Sweep(16, 64, 4, 5), Sweep(64, 64, 4, 5)),
+    128: (Sweep(16, 32, 4, 5), Sweep(64, 32, 4, 5)),
+    256: (Sweep(16, 32, 4, 5), Sweep(64, 32, 8, 3)),
+}
+PAGED_ATTENTION = dict.fromkeys((80, 90, 100), _PAGED_ATTENTION)
+_PAGED_ATTENTION_FP32 = {
+    64: (Sweep(16, 32, 4, 5), Sweep(64, 16, 8, 5)),
+    128: (Sweep(16, 16, 8, 5), Sweep(32, 16, 8, 5)),
+    256: (Sweep(16, 16, 8, 5), Sweep(16, 16, 8, 5)),
+}
+PAGED_ATTENTION_FP32 = dict.fromkeys((80, 90, 100), _PAGED_ATTENTION_FP32)
+PAGED_ATTENTION_SPLIT = 256  # keys that one item walks over; it is more where several tiles of tokens read them
+
 # Two matrices of logits, of policy and reference, so a tile holds two accumulators.
 LINEAR_KL = {
     80: Tile(64, 128, 32, 8, 4),

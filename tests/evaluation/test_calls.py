@@ -7,7 +7,7 @@ from hesitant import asking, calling
 
 from ttpa.evaluation import calls, evaluate_calls
 from ttpa.sampling.decisions import all_decisions
-from ttpa.sampling.decode import Decoded
+from ttpa.sampling.decoded import Decoded
 
 DIALOGUES = [
     asking("a", "Rome", calling("weather", city="Rome"), split="seen"),
@@ -23,15 +23,13 @@ def answers(tokenizer, monkeypatch):
     """The model answers with these calls, in the order of the decisions."""
 
     def answer(*messages):
-        def decode(model, prompts, **options):
-            found = []
-            for prompt, message in zip(prompts, messages, strict=True):
-                assert prompt in [d.prompt_ids for d in all_decisions(DIALOGUES, tokenizer)]
-                (decision,) = all_decisions([asking("x", "Rome", message)], tokenizer)
-                found.append(Decoded(decision.gold_ids, "stop", [], [], None, None))
-            return found
+        def write_paths(model, tokenizer, asked, **options):
+            for i, (decision, message) in reversed(list(enumerate(zip(asked, messages, strict=True)))):
+                assert decision in all_decisions(DIALOGUES, tokenizer)
+                (answered,) = all_decisions([asking("x", "Rome", message)], tokenizer)
+                yield i, [("trunk", Decoded(answered.gold_ids, "stop", [], [], [], None, None))]
 
-        monkeypatch.setattr(calls, "decode", decode)
+        monkeypatch.setattr(calls, "write_paths", write_paths)
 
     return answer
 

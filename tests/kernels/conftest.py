@@ -8,12 +8,6 @@ import torch
 from ttpa_kernels.engine import interpreting
 
 
-@pytest.fixture(scope="session")
-def device() -> torch.device:
-    """Where Triton kernels run."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @pytest.fixture
 def poisoned(monkeypatch):
     """Fresh memory holds NaN (integers: the largest), so that what a kernel forgets to write shows in its result."""

@@ -1,20 +1,22 @@
-"""Where a trunk is forked."""
+"""Where a path is forked."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
+from decoded_paths import decoded
 from hesitant import TOOLS
 
-from ttpa.sampling.decode import Decoded
-from ttpa.sampling.forks import fork_places, token_fields
+from ttpa.sampling.forks import fork_places, is_candidate, token_fields
 from ttpa.sampling.options import SamplingOptions
+from ttpa.sampling.rules import RULES
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": 2, "unit": "C"}}\n</tool_call>'
+EVEN = (1.0, [(5, 0.5), (6, 0.25), (7, 0.125), (8, 0.0078125)])
+PROBABILITIES = [0.5, 0.8, 0.45, 0.6, 0.85, 0.475, 0.7, 0.5, 0.46, 0.88]
 
 
 def fields_of(tokenizer, text, tools=TOOLS):
@@ -88,55 +90,72 @@ def test_a_token_over_several_classes_has_the_heaviest(monkeypatch):
     assert fields == [None, "name", "name", "key", "bracket", None], "the last but one is a bracket and a string"
 
 
-def decoded(*steps):
-    """Steps (entropy, [(token, probability), ..]); the first token of each is the trunk's."""
-    return Decoded(
-        ids=[likely[0][0] for _, likely in steps],
-        finish="stop",
-        logps=[0.0] * len(steps),
-        entropy=[entropy for entropy, _ in steps],
-        top_ids=np.array([[token for token, _ in likely] for _, likely in steps]),
-        top_probabilities=np.array([[p for _, p in likely] for _, likely in steps]),
-    )
+def places(path, fields, first=0, limit=None, **options):
+    return fork_places(path, fields, options=SamplingOptions(**options), first=first, limit=limit)
 
 
-EVEN = (1.0, [(5, 0.5), (6, 0.3), (7, 0.15), (8, 0.01)])
-
-
-def places(trunk, fields, **options):
-    return fork_places(trunk, fields, options=dataclasses.replace(SamplingOptions(), **options))
-
-
-def test_alternatives_are_the_most_likely_other_tokens():
+def test_a_place_has_the_rule_times_the_weight_of_its_class():
     (place,) = places(decoded(EVEN), ["string"])
     assert (place.at, place.field, place.score) == (0, "string", 1.0)
-    assert place.alternatives == [(6, 0.3), (7, 0.15)]
-    (place,) = places(decoded(EVEN), ["string"], alternatives=9)
-    assert place.alternatives == [(6, 0.3), (7, 0.15)], "0.01 is less than min_probability"
+    assert place.alternatives == [(6, 0.25), (7, 0.125)]
+    (place,) = places(decoded(EVEN), ["name"], rule="surprise")
+    assert place.score == pytest.approx(3 * math.log(2))
 
 
-@pytest.mark.parametrize(
-    ("step", "field", "options"),
-    [
-        (EVEN, None, {}),
-        ((0.05, EVEN[1]), "name", {}),
-        ((1.0, [(5, 0.9), (6, 0.019)]), "name", {}),
-        ((1.0, [(5, 0.9), (6, 0.04)]), "name", {}),
-        ((1.0, [(5, 0.995), (6, 0.004)]), "name", {"min_probability": 0.001, "min_ratio": 0.001}),
-    ],
-    ids=["outside", "entropy", "probability", "ratio", "forced"],
-)
-def test_floors(step, field, options):
-    assert places(decoded(step), [field], **options) == []
-    free = {"min_entropy": 0.0, "min_probability": 0.0, "min_ratio": 0.0}
-    trunk = decoded(step)
-    assert fork_places(trunk, [field or "name"], options=SamplingOptions(**free), forced=1.0) != []
+def test_tokens_outside_of_calls_and_below_the_floors_are_no_places():
+    assert places(decoded(EVEN), [None]) == []
+    assert places(decoded((0.05, EVEN[1])), ["name"]) == []
 
 
-def test_the_best_by_entropy_and_class_are_taken():
-    trunk = decoded((1.0, EVEN[1]), (0.9, EVEN[1]), (2.0, EVEN[1]), (0.2, EVEN[1]))
+def test_the_best_by_score_and_class_are_taken():
+    path = decoded((1.0, EVEN[1]), (0.9, EVEN[1]), (2.0, EVEN[1]), (0.2, EVEN[1]))
     fields = ["string", "value", "other", "name"]  # scores 1.0, 1.8, 1.0, 0.6
-    assert [p.at for p in places(trunk, fields, num_forks=2)] == [0, 1]
-    assert [p.at for p in places(trunk, fields, num_forks=3)] == [0, 1, 2]
-    assert [p.at for p in places(trunk, fields, min_distance=2)] == [1, 3]
-    assert [p.at for p in places(trunk, fields, num_forks=0)] == []
+    assert [p.at for p in places(path, fields, num_forks=2)] == [0, 1]
+    assert [p.at for p in places(path, fields, num_forks=3)] == [0, 1, 2]
+    assert [p.at for p in places(path, fields, min_distance=2)] == [1, 3]
+    assert [p.at for p in places(path, fields, num_forks=0)] == []
+
+
+def test_the_rule_decides_which_places_are_best():
+    even, uneven = [(5, 0.5), (6, 0.25)], [(5, 0.75), (6, 0.0625)]
+    path = decoded((1.0, even), (0.5, even), (1.2, uneven), (0.5, even), varentropy=[0.1, 0.4, 0.2, 0.3])
+    fields = ["string"] * 4
+    best = {rule: [p.at for p in places(path, fields, num_forks=1, rule=rule)] for rule in RULES}
+    assert best == {"entropy": [2], "gap": [], "surprise": [0], "change": [0], "varentropy": [1]}
+    close = decoded((1.0, [(5, 0.375), (6, 0.28125)]), (1.0, [(5, 0.375), (6, 0.3125)]))
+    assert [p.at for p in places(close, fields[:2], num_forks=1, rule="gap")] == [1]
+
+
+def test_first_takes_the_earliest_candidates_whatever_their_score():
+    path = decoded((0.05, EVEN[1]), (0.9, EVEN[1]), (2.0, EVEN[1]), (1.0, EVEN[1]), (1.0, EVEN[1]))
+    fields = ["name", "other", None, "string", "name"]
+    assert [p.at for p in places(path, fields, fork_order="first", num_forks=2)] == [1, 3]
+    assert [p.at for p in places(path, fields, fork_order="first", min_distance=3)] == [1, 4]
+    assert [p.at for p in places(path, fields, fork_order="best", num_forks=2)] == [3, 4]
+
+
+def test_places_lie_behind_the_first_position_and_within_the_limit():
+    path, fields = decoded(*[EVEN] * 5), ["string"] * 5
+    for order in ("best", "first"):
+        assert [p.at for p in places(path, fields, fork_order=order, first=2)] == [2, 3, 4]
+        assert [p.at for p in places(path, fields, fork_order=order, first=2, limit=2)] == [2, 3]
+        assert [p.at for p in places(path, fields, fork_order=order, limit=9, num_forks=1)] == [0, 1, 2, 3, 4]
+
+
+def test_a_candidate_is_known_by_what_stands_up_to_it():
+    """While a path is written the same positions are candidates as afterwards, under every rule."""
+    steps = [(0.3 + at % 7 / 5, [(5, p), (6, 0.9 - p)]) for at, p in enumerate(PROBABILITIES)]
+    path = decoded(*steps, varentropy=[at % 3 / 4 for at in range(len(steps))])
+    for rule in RULES:
+        options = SamplingOptions(rule=rule, fork_order="first", num_forks=99)
+        afterwards = {p.at: p.alternatives for p in fork_places(path, ["value"] * len(steps), options=options)}
+        for at in range(len(steps)):
+            found = is_candidate(decoded(*steps[: at + 1], varentropy=path.varentropy[: at + 1]), at, options=options)
+            assert found == is_candidate(path, at, options=options) == afterwards.get(at, [])
+        assert afterwards
+
+
+def test_a_fall_of_the_entropy_is_no_candidate_under_change():
+    path = decoded((1.0, EVEN[1]), (0.5, EVEN[1]), (0.8, EVEN[1]))
+    assert [bool(is_candidate(path, at, options=SamplingOptions(rule="change"))) for at in range(3)] == [1, 0, 1]
+    assert all(is_candidate(path, at, options=SamplingOptions()) for at in range(3))

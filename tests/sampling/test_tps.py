@@ -95,7 +95,7 @@ def test_trees_are_written_and_read(sampled, tmp_path):
 
 def test_batch_size_and_repetition_change_nothing(sampled, hesitant, tokenizer):
     dialogues = [asking("right", "Rome"), asking("wrong", "Rome", calling("time"))]
-    again, _ = sample_trees(hesitant, tokenizer, dialogues, options=SamplingOptions(batch_size=1))
+    again, _ = sample_trees(hesitant, tokenizer, dialogues, options=SamplingOptions(rows=1))
 
     def shape(tree: PreferenceTree) -> object:
         return tree.id, [(n.parent, n.ids) for n in tree.nodes], tree.leaves, tree.pairs
@@ -112,7 +112,7 @@ def test_report_counts(sampled):
     assert record["pairs_per_1000_tokens"] == 1000 * record["pairs"] / record["decoded_tokens"]
     own = sum(len(n.ids) for tree in trees for n in tree.nodes if n.logps is not None)
     assert record["decoded_tokens"] > own / 2 and set(record["forks"]) <= {"name", "key", "value", "bracket", "string"}
-    assert "pairs per 1000 decoded tokens" in report.table() and "exact trunks" in report.table()
+    assert "pairs per 1,000 decoded tokens" in report.table() and "exact trunks" in report.table()
 
 
 def test_an_exact_trunk_without_forks_gives_no_tree(hesitant, tokenizer):
@@ -131,9 +131,12 @@ def test_what_is_left_out_is_reported(hesitant, tokenizer):
         tokenizer,
         [long, plain, asking("right", "Rome")],
         max_length=1000,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=seen.append,
     )
-    assert [tree.id for tree in trees] == ["right:1"] and seen == [(1, 1)]
+    assert [tree.id for tree in trees] == ["right:1"]
+    first, last = seen[0], seen[-1]
+    assert (first.done, first.total, last.done, last.total, last.pairs) == (1, 2, 2, 2, report.pairs)
+    assert first.pages_used > 0 and first.decoded_tokens == 1 and last.decoded_tokens == report.decoded_tokens
     assert report.decisions == 2
     assert report.dropped == [{"id": "long:1", "reason": "over max_length"}]
     assert report.to_dict()["dropped_by_reason"]["over max_length"] == 1
@@ -155,7 +158,7 @@ def test_origin_says_how_the_tree_came_about(sampled):
 
 
 def test_independent_samples(hesitant, tokenizer):
-    options = SamplingOptions(rule="release", num_samples=24, seed=3)
+    options = SamplingOptions(mode="release", num_samples=24, seed=3)
     (tree,), report = sample_trees(hesitant, tokenizer, [asking("right", "Rome")], options=options)
     assert report.exact_trunks is None and not report.forks
     assert report.duplicates + sum(leaf.kind == "branch" for leaf in tree.leaves) == 24

@@ -14,7 +14,10 @@ from ttpa.data.dialogues import Dialogue
 from ttpa.esm.score import score_tokens
 from ttpa.evaluation.intervals import wilson
 from ttpa.sampling.decisions import all_decisions
-from ttpa.sampling.decode import decode, end_ids
+from ttpa.sampling.options import SamplingOptions
+from ttpa.sampling.paths import write_paths
+from ttpa.sampling.report import SamplingReport
+from ttpa.sampling.stop import Stop, end_ids
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,12 @@ def evaluate_calls(
     """
     found = all_decisions(dialogues, tokenizer, max_length=max_length)
     usable = [decision for decision in found if decision.dropped is None]
-    answers = decode(
-        model,
-        [decision.prompt_ids for decision in usable],
-        ends=end_ids(model, tokenizer),
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
+    options = SamplingOptions(num_forks=0, max_new_tokens=max_new_tokens, rows=batch_size)
+    stop = Stop(tokenizer, end_ids(model, tokenizer))
+    answers = dict(write_paths(model, tokenizer, usable, stop=stop, options=options, report=SamplingReport()))
     outcomes = []
-    for decision, answer in zip(usable, answers, strict=True):
+    for i, decision in enumerate(usable):
+        ((_, answer),) = answers[i]
         score = score_tokens(tokenizer, answer.ids, decision.calls, decision.tools)
         codes = [error.code for error in score.errors]
         split = str(decision.source.get("split", "all"))

@@ -2,6 +2,6 @@
 
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.report import SamplingReport
-from ttpa.sampling.tps import sample_trees
+from ttpa.sampling.tps import Progress, sample_decisions, sample_trees
 
-__all__ = ["SamplingOptions", "SamplingReport", "sample_trees"]
+__all__ = ["Progress", "SamplingOptions", "SamplingReport", "sample_decisions", "sample_trees"]

@@ -1,4 +1,4 @@
-"""Where a trunk is forked: uncertain tokens inside a call, those first that decide the most."""
+"""Where a path is forked: uncertain tokens inside a call, those first that decide the most."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttpa.sampling.decode import Decoded
+from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.options import SamplingOptions
+from ttpa.sampling.rules import RULES, alternatives
 from ttpa.tools.hermes import CLOSE, OPEN, ParsedCall, parse
 from ttpa.tools.json_scan import Span
 from ttpa.tools.schema import functions, schema_at
 from ttpa.tools.tokens import completion_text
 
-FORCED = 0.995
-"""A token of this probability or more is no choice."""
-
 FIELD_WEIGHT = {"name": 3.0, "key": 2.5, "value": 2.0, "bracket": 1.5, "string": 1.0, "other": 0.5}
-"""How much a nat of entropy counts by field class; `value` is a number, a word (true, null) or one of an enum."""
+"""How much a score counts by field class; `value` is a number, a word (true, null) or one of an enum."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A position of a trunk at which other tokens are tried: its field class, its score, and the other tokens with
+    """A position of a path at which other tokens are tried: its field class, its score, and the other tokens with
     their probabilities, the most likely first."""
 
     at: int
@@ -31,28 +29,38 @@ class Place:
     alternatives: list[tuple[int, float]]
 
 
-def fork_places(
-    decoded: Decoded, fields: Sequence[str | None], *, options: SamplingOptions, forced: float = FORCED
-) -> list[Place]:
-    """The places at which a trunk is forked, in order of position; `fields` is the class of each of its tokens.
+def is_candidate(decoded: Decoded, at: int, *, options: SamplingOptions) -> list[tuple[int, float]]:
+    """The other tokens to try at one position with their probabilities, the likeliest first; empty where the floors
+    are not met (`ttpa.sampling.rules.alternatives`) or the rule's score is negative. Depends on nothing behind the
+    position, so it can be asked while the path is being written; whether the position lies in a call is not asked."""
+    others = alternatives(decoded, at, options=options)
+    return others if others and RULES[options.rule](decoded, at) >= 0 else []
 
-    A candidate lies in a field, has a token of probability p1 < `forced` and another of probability p2, and meets
-    H >= min_entropy, p2 >= min_probability and p2 / p1 >= min_ratio. Its score is H x FIELD_WEIGHT. The `num_forks`
-    best are taken, those at equal score from the left, each at least `min_distance` tokens from a better one. The
-    rule is our own.
-    """
+
+def fork_places(
+    decoded: Decoded,
+    fields: Sequence[str | None],
+    *,
+    options: SamplingOptions,
+    first: int = 0,
+    limit: int | None = None,
+) -> list[Place]:
+    """The places from position `first` on at which a path is forked, in order of position; `fields` is the class of
+    each of its tokens. Candidates (`is_candidate`) that lie in a field score rule x FIELD_WEIGHT. Under fork_order best
+    the `limit` best are taken (None: `options.num_forks`), those at equal score from the left; under first the
+    earliest. Each is at least `min_distance` tokens from those taken before it. The weights are our own."""
     candidates = []
-    for at, (token, entropy, field) in enumerate(zip(decoded.ids, decoded.entropy, fields, strict=True)):
-        if field is None or entropy < options.min_entropy:
-            continue
-        likely = list(zip(decoded.top_ids[at].tolist(), decoded.top_probabilities[at].tolist(), strict=True))
-        p1 = next((p for other, p in likely if other == token), 0.0)
-        others = [(other, p) for other, p in likely if other != token and p >= options.min_probability]
-        if p1 < forced and others and others[0][1] >= options.min_ratio * p1:
-            candidates.append(Place(at, field, entropy * FIELD_WEIGHT[field], others[: options.alternatives]))
+    for at in range(first, len(decoded.ids)):
+        field = fields[at]
+        others = [] if field is None else is_candidate(decoded, at, options=options)
+        if field is not None and others:
+            candidates.append(Place(at, field, RULES[options.rule](decoded, at) * FIELD_WEIGHT[field], others))
+    if options.fork_order == "best":
+        candidates.sort(key=lambda place: -place.score)
+    limit = options.num_forks if limit is None else limit
     taken: list[Place] = []
-    for place in sorted(candidates, key=lambda place: (-place.score, place.at)):
-        if len(taken) < options.num_forks and all(abs(place.at - t.at) >= options.min_distance for t in taken):
+    for place in candidates:
+        if len(taken) < limit and all(abs(place.at - t.at) >= options.min_distance for t in taken):
             taken.append(place)
     return sorted(taken, key=lambda place: place.at)
 

@@ -1,0 +1,100 @@
+"""The answers to many decisions: pages laid out, checked, and all paths of every decision written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ttpa.errors import InputError
+from ttpa.model import TREE_ATTENTION, use_tree_attention
+from ttpa.sampling.decisions import Decision
+from ttpa.sampling.decoded import Decoded
+from ttpa.sampling.engine import Engine, Need
+from ttpa.sampling.graph import GraphEngine
+from ttpa.sampling.options import SamplingOptions
+from ttpa.sampling.passes import CacheShape, Passes, cache_shape
+from ttpa.sampling.pool import PagePool
+from ttpa.sampling.report import SamplingReport
+from ttpa.sampling.search import Search
+from ttpa.sampling.stop import Stop
+
+CPU_BYTES = 2**30
+GPU_SHARE = 0.6
+"""How much of a GPU's free memory the cache takes unless it is told otherwise."""
+
+
+def write_paths(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    decisions: Sequence[Decision],
+    *,
+    stop: Stop,
+    options: SamplingOptions,
+    report: SamplingReport,
+    after_pass: Callable[[PagePool], None] | None = None,
+) -> Iterator[tuple[int, list[tuple[str, Decoded]]]]:
+    """For every decision its index and the names and answers of all its paths, trunk before branches, as each is done;
+    in which order is a function of the arguments alone. Tokens, passes and forks are counted in `report`; the model is
+    in evaluation mode meanwhile, and is switched to tree attention. Raises InputError, before any work, for a decision
+    that the cache cannot hold, and as `use_tree_attention` does."""
+    if not decisions:
+        return
+    if model.config._attn_implementation != TREE_ATTENTION:
+        use_tree_attention(model)
+    shape = cache_shape(model)
+    needs = [Need.of(len(decision.prompt_ids), options) for decision in decisions]
+    num_pages = _num_pages(model, shape, needs, options)
+    for decision, need in zip(decisions, needs, strict=True):
+        _check(decision, need, num_pages, shape.page_bytes(model.dtype), options)
+    index = {
+        Search(d.id, d.prompt_ids, d.tools, tokenizer, options, stop, need.capacity(num_pages, options)): i
+        for i, (d, need) in enumerate(zip(decisions, needs, strict=True))
+    }
+    was_training = model.training
+    model.eval()
+    try:
+        passes = Passes(model, options=options, shape=shape, num_pages=num_pages)
+        if model.device.type == "cuda":
+            longest = max(len(decision.prompt_ids) for decision in decisions) + options.max_new_tokens
+            engine: Engine = GraphEngine(passes, options=options, report=report, max_positions=longest)
+        else:
+            engine = Engine(passes, options=options, report=report)
+        for search in engine.run(index):
+            if search is not None:
+                report.forks += search.forks
+                report.dropped_forks += search.dropped
+                yield index[search], [(path.name, path.decoded) for path in search.paths]
+            elif after_pass is not None:
+                after_pass(passes.pool)
+    finally:
+        model.train(was_training)
+
+
+def _num_pages(model: PreTrainedModel, shape: CacheShape, needs: Sequence[Need], options: SamplingOptions) -> int:
+    """As many pages as the memory allows, but not more than can be of use."""
+    if options.cache_gb is not None:
+        size = options.cache_gb * 2**30
+    elif model.device.type == "cuda":
+        size = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0]
+    else:
+        size = CPU_BYTES
+    return min(int(size) // shape.page_bytes(model.dtype), sum(need.most(options) for need in needs))
+
+
+def _check(decision: Decision, need: Need, num_pages: int, page_bytes: int, options: SamplingOptions) -> None:
+    """Raise InputError for a tree that there are too few pages for."""
+    least = need.least(options)
+    what = (
+        f"decision {decision.id!r} has a prompt of {len(decision.prompt_ids)} tokens and, with answers of up to "
+        f"{options.max_new_tokens}, needs {least} pages of cache"
+    )
+    if options.max_tree_pages is not None and least > options.max_tree_pages:
+        raise InputError(f"{what}, and max_tree_pages is {options.max_tree_pages}: raise it, or lower max_new_tokens")
+    if least > num_pages:
+        raise InputError(
+            f"{what}, and the cache has {num_pages}: give cache_gb of at least {least * page_bytes / 2**30:.3g}, lower "
+            "max_new_tokens, or leave it out with max_length"
+        )
