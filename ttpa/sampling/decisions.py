@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ttpa.data.dialogues import Dialogue
@@ -71,6 +72,21 @@ def decisions(dialogue: Dialogue, tokenizer: Any, *, max_length: int | None = No
 def all_decisions(dialogues: Iterable[Dialogue], tokenizer: Any, *, max_length: int | None = None) -> list[Decision]:
     """The decisions of all dialogues in their order; see `decisions`."""
     return [d for dialogue in dialogues for d in decisions(dialogue, tokenizer, max_length=max_length)]
+
+
+def check_template(decision: Decision, tokenizer: Any) -> None:
+    """Raise InputError where the chat template drops the tools: a prompt reads the same with and without them."""
+    render = partial(tokenizer.apply_chat_template, decision.messages, tokenize=False, add_generation_prompt=True)
+    with_tools = render(tools=decision.tools)
+    try:
+        without = render(tools=None)
+    except Exception:  # a template is a foreign program, and one that cannot do without tools does not drop them
+        return
+    if with_tools == without:
+        raise InputError(
+            f"dialogue {decision.dialogue!r}: the chat template of the tokenizer drops the tools, so the model would "
+            "not know what it can call: use the instruct version of the model, or a template that writes tools"
+        )
 
 
 def _turn(ids: list[int], eos: int) -> list[int]:
