@@ -36,7 +36,7 @@ from ttpa.sampling import fingerprint
 from ttpa.sampling.blocks import BlockedRun
 from ttpa.sampling.decisions import Decision, all_decisions, check_template, decisions
 from ttpa.sampling.options import ForkOrder, Mode, RuleName, SamplingOptions
-from ttpa.sampling.paths import GPU_SHARE
+from ttpa.sampling.paths import GPU_SHARE, PathWriter, checked_pages
 from ttpa.sampling.ranks import Ranks, joined_ranks
 from ttpa.sampling.report import SamplingReport
 from ttpa.sampling.tps import Progress, sample_decisions
@@ -121,6 +121,8 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
     model.to(ranks.device)  # type: ignore[arg-type]  # transformers wraps it untyped
     found = all_decisions(dialogues, tokenizer, max_length=longest(config, model))
     blocks = [found[first : first + config.block_size] for first in range(0, len(found), config.block_size)]
+    usable = [decision for decision in found if decision.dropped is None]
+    checked_pages(model, usable, options=config.sampling())
 
     settings = {
         "model": str(source),
@@ -146,6 +148,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
     held = run.join()
     torch.set_num_threads(held["threads"])  # the last bits of a product depend on it
     options = replace(config.sampling(), cache_gb=held["cache_gb"])
+    writer = PathWriter(model, tokenizer, usable, options=options)
     mine = range(ranks.rank, len(blocks), ranks.world)
     done = {block: report for block in mine if (report := run.finished(block)) is not None}
     if ranks.rank == 0:
@@ -157,7 +160,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
     with Display(ranks, sizes=[len(block) for block in blocks], mine=mine, done=done) as display:
         for block in mine:
             if block not in done:
-                sample_block(run, block, blocks[block], model, tokenizer, options, display)
+                sample_block(run, block, blocks[block], writer, options, display)
     ranks.wait()
     if ranks.rank == 0:
         print(f"\n{run.finish().table()}\n\nThe trees are in {config.output}, the numbers in {run.report_path}")
@@ -168,14 +171,15 @@ def sample_block(
     run: BlockedRun,
     block: int,
     part: Sequence[Decision],
-    model: PreTrainedModel,
-    tokenizer: Any,
+    writer: PathWriter,
     options: SamplingOptions,
     display: Display,
 ) -> None:
     """Sample one block and write it."""
     report = SamplingReport()
-    sampled = sample_decisions(model, tokenizer, part, options=options, report=report, progress=display.show)
+    sampled = sample_decisions(
+        writer.model, writer.tokenizer, part, options=options, report=report, progress=display.show, writer=writer
+    )
     run.write(block, (tree for _, tree in sampled if tree is not None), report)
     display.finish_block(block, report)
 

@@ -23,13 +23,13 @@ def answers(tokenizer, monkeypatch):
     """The model answers with these calls, in the order of the decisions."""
 
     def answer(*messages):
-        def write_paths(model, tokenizer, asked, **options):
+        def write(self, asked, *, report):
             for i, (decision, message) in reversed(list(enumerate(zip(asked, messages, strict=True)))):
                 assert decision in all_decisions(DIALOGUES, tokenizer)
                 (answered,) = all_decisions([asking("x", "Rome", message)], tokenizer)
                 yield i, [("trunk", Decoded(answered.gold_ids, "stop", [], [], [], None, None))]
 
-        monkeypatch.setattr(calls, "write_paths", write_paths)
+        monkeypatch.setattr(calls.PathWriter, "write", write)
 
     return answer
 

@@ -59,6 +59,7 @@ def test_the_first_of_several_places_is_where_the_branch_goes_on():
     assert draft.propose(list("z-, ")) == list("x, x, y)")
     assert draft.propose(list("z-, x, ")) == list("x, y)")
     assert draft.propose(list("z-, x, zz, ")) == list("y)"), "places behind the last one only"
+    assert Draft(list("abcd"), at=0, token="z").propose(list("zb-bc")) == [], "b stands before the place"
 
 
 def test_a_place_is_not_sought_further_than_a_guess_is_long():

@@ -15,7 +15,7 @@ from ttpa.sampling import SamplingOptions, SamplingReport, sample_trees
 from ttpa.sampling.decisions import all_decisions
 from ttpa.sampling.engine import Engine, Need
 from ttpa.sampling.passes import PAGE_SIZE, Feed, Passes, cache_shape
-from ttpa.sampling.paths import write_paths
+from ttpa.sampling.paths import PathWriter
 from ttpa.sampling.pool import PagedSequence
 from ttpa.sampling.reference import reference_paths
 from ttpa.sampling.search import Search
@@ -56,9 +56,8 @@ def decisions(tokenizer):
 
 def written(model, tokenizer, decisions, options, report=None):
     """The paths of every decision in order."""
-    stop = Stop(tokenizer, end_ids(model, tokenizer), options.stop)
     report = SamplingReport() if report is None else report
-    found = dict(write_paths(model, tokenizer, decisions, stop=stop, options=options, report=report))
+    found = dict(PathWriter(model, tokenizer, decisions, options=options).write(decisions, report=report))
     return [found[i] for i in range(len(decisions))]
 
 

@@ -13,7 +13,7 @@ from ttpa.model import use_tree_attention
 from ttpa.sampling import SamplingOptions, SamplingReport
 from ttpa.sampling.decisions import Decision, all_decisions
 from ttpa.sampling.engine import Engine, Need
-from ttpa.sampling.graph import GraphEngine, Ticket, packed
+from ttpa.sampling.graph import DecodeStep, GraphEngine, Ticket, packed
 from ttpa.sampling.head import pick
 from ttpa.sampling.passes import Passes, cache_shape
 from ttpa.sampling.search import Search
@@ -45,9 +45,12 @@ def searches_of(model, tokenizer, decisions, options, num_pages):
 def compare(model, tokenizer, decisions, options):
     num_pages, found = 200, []
     longest = max(len(d.prompt_ids) for d in decisions) + options.max_new_tokens
-    for kind, extra in ((Engine, {}), (GraphEngine, {"max_positions": longest})):
+    for late in (False, True):
         passes = Passes(model, options=options, shape=cache_shape(model), num_pages=num_pages)
-        engine = kind(passes, options=options, report=SamplingReport(), **extra)
+        engine = Engine(passes, options=options, report=SamplingReport())
+        if late:
+            step = DecodeStep(passes, rows=options.rows, max_positions=longest)
+            engine = GraphEngine(passes, options=options, report=SamplingReport(), step=step)
         found.append(searched(engine, searches_of(model, tokenizer, decisions, options, num_pages)))
         assert passes.pool.num_used == 0
     for ours, theirs in zip(*found, strict=True):

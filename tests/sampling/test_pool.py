@@ -168,7 +168,6 @@ def test_neighbouring_pages_are_given_where_there_are_some():
         memory.write(third, 1)
 
 
-@pytest.mark.xfail(reason="a child may be cut below what it shares with its parent", strict=True)
 def test_a_child_cannot_be_cut_below_the_pages_that_it_shares():
     memory = Memory(9, 4)
     parent = memory.start()

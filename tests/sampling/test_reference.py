@@ -173,6 +173,8 @@ def test_branches_come_level_by_level_and_behind_their_own_fork(hesitant, tokeni
             first = steps_of(name)[-1][0] + 1 if "/" in name else 0
             options = dataclasses.replace(DEEP, fork_order=order, num_forks=2)
             places = places_of(tokenizer, paths[name], decision.tools, options=options, first=first)
+            if order == "best":
+                places.sort(key=lambda place: -place.score)
             expected += [f"{name}/{place.at}:{token}" for place in places for token, _ in place.alternatives]
             assert len(places) <= 2 and all(place.at >= first for place in places)
     assert names == expected and {len(steps_of(name)) for name in names} == {0, 1, 2}

@@ -144,7 +144,8 @@ def test_what_is_left_out_is_reported(hesitant, tokenizer):
 
 def test_a_template_that_writes_calls_in_another_way_is_reported(hesitant, tokenizer, monkeypatch):
     """Its calls could not be told from no call, so nothing is sampled."""
-    text = "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name + '()' }}<|im_end|>{% endfor %}"
+    text = "{{ m.content or m.tool_calls[0].function.name + '()' }}<|im_end|>"
+    text = "{{ tools }}{% for m in messages %}" + text + "{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", text)
     trees, report = sample_trees(hesitant, tokenizer, [asking("right", "Rome")])
     assert (trees, report.decoded_tokens) == ([], 0)

@@ -15,9 +15,8 @@ from ttpa.esm.score import score_tokens
 from ttpa.evaluation.intervals import wilson
 from ttpa.sampling.decisions import all_decisions
 from ttpa.sampling.options import SamplingOptions
-from ttpa.sampling.paths import write_paths
+from ttpa.sampling.paths import PathWriter
 from ttpa.sampling.report import SamplingReport
-from ttpa.sampling.stop import Stop, end_ids
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,7 @@ def evaluate_calls(
     found = all_decisions(dialogues, tokenizer, max_length=max_length)
     usable = [decision for decision in found if decision.dropped is None]
     options = SamplingOptions(num_forks=0, max_new_tokens=max_new_tokens, rows=batch_size)
-    stop = Stop(tokenizer, end_ids(model, tokenizer))
-    answers = dict(write_paths(model, tokenizer, usable, stop=stop, options=options, report=SamplingReport()))
+    answers = dict(PathWriter(model, tokenizer, usable, options=options).write(usable, report=SamplingReport()))
     outcomes = []
     for i, decision in enumerate(usable):
         ((_, answer),) = answers[i]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ttpa.errors import InputError
 from ttpa.files import atomic_write
 from ttpa.sampling.report import SamplingReport
+from ttpa.trees.io import tree_line
 from ttpa.trees.record import PreferenceTree
 
 State = Literal["new", "begun", "complete"]
@@ -96,9 +97,8 @@ class BlockedRun:
             with self._kept(path):
                 lines.truncate(0)
             for tree in trees:
-                text = json.dumps(tree.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n"
                 with self._kept(path):
-                    _write(lines, text.encode("utf-8", "backslashreplace"))
+                    _write(lines, tree_line(tree).encode("utf-8", "backslashreplace"))
             with self._kept(path):
                 os.fsync(lines.fileno())
                 with atomic_write(self._report(block)) as file:

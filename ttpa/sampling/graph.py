@@ -122,10 +122,10 @@ class Ticket:
 class GraphEngine(Engine):
     """The engine with decode steps that the host is one behind of."""
 
-    def __init__(self, passes: Passes, *, options: SamplingOptions, report: SamplingReport, max_positions: int) -> None:
-        """`max_positions` is the longest that a prompt and its answer can be together."""
+    def __init__(self, passes: Passes, *, options: SamplingOptions, report: SamplingReport, step: DecodeStep) -> None:
+        """`step` is one of the same passes, with as many rows as the options say."""
         super().__init__(passes, options=options, report=report)
-        self.step = DecodeStep(passes, rows=options.rows, max_positions=max_positions)
+        self.step = step
         self.places: list[tuple[Tree, Path] | None] = [None] * options.rows  # of the step
         self.under_way: list[tuple[Ticket, list[tuple[Tree, Path, Feed] | None]]] = []
 

@@ -139,8 +139,9 @@ def split(picked: Picked, sizes: Sequence[int]) -> list[Written]:
     for size in sizes:
         rows = slice(start, start + size)
         start += size
-        ids, *lists = (values[rows].tolist() for values in (token, logp, entropy, varentropy))
-        found.append(Written(Decoded(ids, "length", *lists, top_ids[rows], top_p[rows]), complete[rows]))
+        ids, logps, entropies, spreads = (values[rows].tolist() for values in (token, logp, entropy, varentropy))
+        decoded = Decoded(ids, "length", logps, entropies, spreads, top_ids[rows], top_p[rows])
+        found.append(Written(decoded, complete[rows]))
     return found
 
 

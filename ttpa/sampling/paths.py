@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,35 +14,83 @@ from ttpa.model import TREE_ATTENTION, use_tree_attention
 from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.engine import Engine, Need
-from ttpa.sampling.graph import GraphEngine
+from ttpa.sampling.graph import DecodeStep, GraphEngine
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.passes import CacheShape, Passes, cache_shape
-from ttpa.sampling.pool import PagePool
 from ttpa.sampling.report import SamplingReport
 from ttpa.sampling.search import Search
-from ttpa.sampling.stop import Stop
+from ttpa.sampling.stop import Stop, end_ids
+
+Paths = tuple[int, list[tuple[str, Decoded]]]
+"""The index of a decision, and its paths by name."""
 
 CPU_BYTES = 2**30
 GPU_SHARE = 0.6
 """How much of a GPU's free memory the cache takes unless it is told otherwise."""
 
 
-def write_paths(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    decisions: Sequence[Decision],
-    *,
-    stop: Stop,
-    options: SamplingOptions,
-    report: SamplingReport,
-    after_pass: Callable[[PagePool], None] | None = None,
-) -> Iterator[tuple[int, list[tuple[str, Decoded]]]]:
-    """For every decision its index and the names and answers of all its paths, trunk before branches, as each is done;
-    in which order is a function of the arguments alone. Tokens, passes and forks are counted in `report`; the model is
-    in evaluation mode meanwhile, and is switched to tree attention. Raises InputError, before any work, for a decision
-    that the cache cannot hold, and as `use_tree_attention` does."""
-    if not decisions:
-        return
+class PathWriter:
+    """Writes all paths of decisions with the engine of this package. The pages are laid out once, for as many calls of
+    `write` as there are."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, decisions: Sequence[Decision], *, options: SamplingOptions
+    ) -> None:
+        """For `decisions` and any parts of them; the model is switched to tree attention. Raises InputError, before any
+        work, for a decision that the cache cannot hold, and as `use_tree_attention` does."""
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+        shape, self.num_pages = checked_pages(model, decisions, options=options)
+        self.passes = Passes(model, options=options, shape=shape, num_pages=self.num_pages)
+        self.step: DecodeStep | None = None
+        if model.device.type == "cuda":
+            longest = max((len(decision.prompt_ids) for decision in decisions), default=1) + options.max_new_tokens
+            with _evaluating(model):
+                self.step = DecodeStep(self.passes, rows=options.rows, max_positions=longest)
+
+    def write(
+        self,
+        decisions: Sequence[Decision],
+        *,
+        report: SamplingReport,
+        after_pass: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Paths]:
+        """For every decision its index and the names and answers of all its paths, trunk before branches, as each is
+        done; in which order, and to the bit what, is a function of the arguments alone. Tokens, passes and forks are
+        counted in `report`; `after_pass` is told the pages in use and in all; the model is in evaluation mode
+        meanwhile."""
+        options = self.options
+        stop = Stop(self.tokenizer, end_ids(self.model, self.tokenizer), options.stop)
+        index = {}
+        for i, d in enumerate(decisions):
+            capacity = Need.of(len(d.prompt_ids), options).capacity(self.num_pages, options)
+            index[Search(d.id, d.prompt_ids, d.tools, self.tokenizer, options, stop, capacity)] = i
+        engine = Engine(self.passes, options=options, report=report)
+        if self.step is not None:
+            engine = GraphEngine(self.passes, options=options, report=report, step=self.step)
+        with _evaluating(self.model):
+            for search in engine.run(index):
+                if search is not None:
+                    report.forks += search.forks
+                    report.dropped_forks += search.dropped
+                    yield index[search], [(path.name, path.decoded) for path in search.paths]
+                elif after_pass is not None:
+                    after_pass(self.passes.pool.num_used, self.passes.pool.num_pages)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def checked_pages(
+    model: PreTrainedModel, decisions: Sequence[Decision], *, options: SamplingOptions
+) -> tuple[CacheShape, int]:
+    """What the model keeps of a token, and how many pages there will be; raises as `PathWriter`."""
     if model.config._attn_implementation != TREE_ATTENTION:
         use_tree_attention(model)
     shape = cache_shape(model)
@@ -49,28 +98,7 @@ def write_paths(
     num_pages = _num_pages(model, shape, needs, options)
     for decision, need in zip(decisions, needs, strict=True):
         _check(decision, need, num_pages, shape.page_bytes(model.dtype), options)
-    index = {
-        Search(d.id, d.prompt_ids, d.tools, tokenizer, options, stop, need.capacity(num_pages, options)): i
-        for i, (d, need) in enumerate(zip(decisions, needs, strict=True))
-    }
-    was_training = model.training
-    model.eval()
-    try:
-        passes = Passes(model, options=options, shape=shape, num_pages=num_pages)
-        if model.device.type == "cuda":
-            longest = max(len(decision.prompt_ids) for decision in decisions) + options.max_new_tokens
-            engine: Engine = GraphEngine(passes, options=options, report=report, max_positions=longest)
-        else:
-            engine = Engine(passes, options=options, report=report)
-        for search in engine.run(index):
-            if search is not None:
-                report.forks += search.forks
-                report.dropped_forks += search.dropped
-                yield index[search], [(path.name, path.decoded) for path in search.paths]
-            elif after_pass is not None:
-                after_pass(passes.pool)
-    finally:
-        model.train(was_training)
+    return shape, num_pages
 
 
 def _num_pages(model: PreTrainedModel, shape: CacheShape, needs: Sequence[Need], options: SamplingOptions) -> int:
@@ -81,7 +109,9 @@ def _num_pages(model: PreTrainedModel, shape: CacheShape, needs: Sequence[Need],
         size = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0]
     else:
         size = CPU_BYTES
-    return min(int(size) // shape.page_bytes(model.dtype), sum(need.most(options) for need in needs))
+    # so that there is a page, where there are no decisions
+    most = max(1, sum(need.most(options) for need in needs))
+    return min(int(size) // shape.page_bytes(model.dtype), most)
 
 
 def _check(decision: Decision, need: Need, num_pages: int, page_bytes: int, options: SamplingOptions) -> None:

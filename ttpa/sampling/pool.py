@@ -65,7 +65,7 @@ class PagePool:
         shared = parent.pages[:full]
         self.references[shared] += 1
         parent.forked = max(parent.forked, at)
-        child = PagedSequence(shared + taken, length=at, forked=0)
+        child = PagedSequence(shared + taken, length=at, forked=full * self.page_size)
         return child, (parent.pages[full], taken[0]) if rest else None
 
     def release(self, sequence: PagedSequence) -> None:

@@ -4,7 +4,8 @@ What it writes is the definition of what the sampler writes:
 
 * A tree is sampled level by level: level 0 is the trunk, level d + 1 are the branches of the paths of level d. The
   branches of a level begin once all paths before it are finished, in the order of their parents, of the places of a
-  parent by position, and of the alternatives of a place by probability. There are levels up to `max_depth`.
+  parent by score (under fork_order first by position), and of the alternatives of a place by probability. There are
+  levels up to `max_depth`.
 * A path is forked at its `fork_places` behind the token that it was given itself; every path has `num_forks` places of
   its own, whether there is room for all of them or not. Under fork_order best the field class of a token is that in
   the finished path, under first that in the path up to this token, which is all that is known while it is written.
@@ -96,7 +97,10 @@ def reference_paths(
         used, promised = sum(len(path.steps) - path.known for path in paths), 0
         parents, level = level, []
         for parent in parents:
-            for place in places_of(tokenizer, parent.decoded, decision.tools, options=options, first=parent.known):
+            places = places_of(tokenizer, parent.decoded, decision.tools, options=options, first=parent.known)
+            if options.fork_order == "best":
+                places.sort(key=lambda place: -place.score)
+            for place in places:
                 for token, probability in place.alternatives:
                     needed = options.max_new_tokens - place.at - 1
                     if len(paths) + len(level) >= options.max_leaves:

@@ -72,10 +72,10 @@ class Search:
     are not taken by reason. `capacity` is how many branches there are pages for if all of them stay in the cache.
 
     Under mode tps the branches come level by level: a level begins once all paths of the one before are finished, and
-    goes through them in order, through the places of each by position, through the alternatives of each by
-    probability, while there are leaves, tokens and pages. So the tree is a function of the decision, whatever is
-    decoded beside it. With fork_order 'first' the trunk is forked while it is written, which changes when a branch is
-    decoded and nothing else.
+    goes through them in order, through the places of each by score (under fork_order first by position), through the
+    alternatives of each by probability, while there are leaves, tokens and pages. So the tree is a function of the
+    decision, whatever is decoded beside it. With fork_order first the trunk is forked while it is written, which
+    changes when a branch is decoded and nothing else.
     """
 
     id: str
@@ -132,7 +132,10 @@ class Search:
         while self.done and len(self.levels) <= self.options.max_depth:
             level: list[Path] = []
             for path in self.levels[-1]:
-                for place in fork_places(path.decoded, self._fields(path), options=self.options, first=path.known):
+                places = fork_places(path.decoded, self._fields(path), options=self.options, first=path.known)
+                if self.options.fork_order == "best":
+                    places.sort(key=lambda place: -place.score)
+                for place in places:
                     self._branches(path, place, level)
             self.levels.append(level)
             new += level

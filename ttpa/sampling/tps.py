@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedModel
 
 from ttpa.data.dialogues import Dialogue
 from ttpa.sampling.assemble import paths_to_tree, scored
-from ttpa.sampling.decisions import Decision, all_decisions
+from ttpa.sampling.decisions import Decision, all_decisions, check_template
+from ttpa.sampling.fingerprint import versions
 from ttpa.sampling.options import SamplingOptions
-from ttpa.sampling.paths import write_paths
-from ttpa.sampling.pool import PagePool
+from ttpa.sampling.paths import Paths, PathWriter
 from ttpa.sampling.report import SamplingReport
 from ttpa.sampling.stop import Stop, end_ids
 from ttpa.trees.record import PreferenceTree
@@ -31,6 +30,19 @@ class Progress(NamedTuple):
     pairs: int
     pages_used: int
     pages: int
+
+
+class Writer(Protocol):
+    """What writes the paths of decisions: `ttpa.sampling.paths.PathWriter`, or another engine in its place."""
+
+    def write(
+        self,
+        decisions: Sequence[Decision],
+        *,
+        report: SamplingReport,
+        after_pass: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Paths]:
+        """See `PathWriter.write`."""
 
 
 def sample_trees(
@@ -65,9 +77,11 @@ def sample_decisions(
     options: SamplingOptions,
     report: SamplingReport,
     progress: Callable[[Progress], None] | None = None,
+    writer: Writer | None = None,
 ) -> Iterator[tuple[int, PreferenceTree | None]]:
     """As `sample_trees`, one tree at a time: the index of a decision and its tree, None where it has none, in order,
-    each as soon as it and all before it are done. What comes is a function of the arguments alone, to the bit."""
+    each as soon as it and all before it are done. What comes is a function of the arguments alone, to the bit. `writer`
+    writes the paths (None: a new `PathWriter`); one of all decisions serves many calls."""
     began = time.perf_counter()
     report.decisions += len(decisions)
     if options.mode == "tps":
@@ -86,23 +100,17 @@ def sample_decisions(
     trees: dict[int, PreferenceTree | None] = {i: None for i in range(len(decisions)) if i not in golds}
     done = len(trees)
 
-    def after_pass(pool: PagePool) -> None:
+    def after_pass(pages_used: int, pages: int) -> None:
         if progress is not None:
-            counts = (report.decoded_tokens, report.pairs, pool.num_used, pool.num_pages)
-            progress(Progress(done, len(decisions), *counts))
+            progress(Progress(done, len(decisions), report.decoded_tokens, report.pairs, pages_used, pages))
 
-    written = write_paths(
-        model,
-        tokenizer,
-        [decisions[i] for i in usable],
-        stop=stop,
-        options=options,
-        report=report,
-        after_pass=after_pass,
-    )
+    asked = [decisions[i] for i in usable]
+    if asked:
+        check_template(asked[0], tokenizer)
+    writer = writer or PathWriter(model, tokenizer, asked, options=options)
     origin = _origin(model, tokenizer, options)
     reported = 0
-    for number, paths in written:
+    for number, paths in writer.write(asked, report=report, after_pass=after_pass):
         i = usable[number]
         trees[i] = paths_to_tree(tokenizer, decisions[i], paths, gold=golds[i], origin=origin, report=report)
         done += 1
@@ -120,12 +128,5 @@ def _origin(model: PreTrainedModel, tokenizer: Any, options: SamplingOptions) ->
         "model": model.config.name_or_path,
         "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
         "sampling": asdict(options),
-        "versions": {name: _version(name) for name in ("ttpa", "torch", "transformers")},
+        "versions": versions(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return "not installed"

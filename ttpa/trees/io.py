@@ -52,12 +52,17 @@ def read_trees(path: Path | str) -> list[PreferenceTree]:
     return list(iterate_trees(path))
 
 
+def tree_line(tree: PreferenceTree) -> str:
+    """One tree as its line of a JSON Lines file."""
+    return json.dumps(tree.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
 def write_trees(path: Path | str, trees: Iterable[PreferenceTree]) -> int:
     """Write trees as JSON Lines and return how many; `path` changes only once the last one is written."""
     count = 0
     with atomic_write(path) as file:
         for tree in trees:
-            file.write(json.dumps(tree.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n")
+            file.write(tree_line(tree))
             count += 1
     return count
 

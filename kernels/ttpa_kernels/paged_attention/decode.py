@@ -96,7 +96,7 @@ class DecodeLayout:
         self.position_B += self.step_B
         page_B1 = (self.position_B // self.page_size).clamp_(max=self.num_pages)[:, None]
         first_B = self.page_BP.gather(1, page_B1)[:, 0].long() * self.page_size
-        self.slot_B.copy_(self.step_B * (first_B + self.position_B % self.page_size))
+        self.slot_B.copy_(first_B + self.position_B % self.page_size)
 
     def _views(self, tables: torch.Tensor) -> list[torch.Tensor]:
         parts = tables.split([prod(shape) for shape in self.shapes.values()])

@@ -89,8 +89,8 @@ def plan(
     parts_T = np.zeros(num_tokens, dtype=np.int64)
 
     def add(chunk: Sequence[int], page: int, ranges: Sequence[tuple[int, int]]) -> None:
-        found.extend((len(tokens), len(chunk), page, first, stop, int(parts_T[chunk[0]]) + i)
-                     for i, (first, stop) in enumerate(ranges))  # fmt: skip
+        for part, (first, stop) in enumerate(ranges, start=int(parts_T[chunk[0]])):
+            found.append((len(tokens), len(chunk), page, first, stop, part))
         tokens.extend(chunk)
         parts_T[chunk] += len(ranges)
 

@@ -26,9 +26,9 @@ def paged_layout(
 ) -> PagedLayout:
     """A pass of T tokens, those of the segments one after the other, prepared for `paged_attention` of all layers.
 
-    The host's lists are read here and can change afterwards; on a GPU nothing waits for the device. Engines: 'triton'
-    (GPUs of compute capability 8.0 and above; a page of a multiple of 16 slots), 'torch' (anywhere); None lets the
-    device decide. Raises ValueError for segments that do not fit their pages or each other.
+    The host's lists are read here and can change afterwards. Engines: 'triton' (GPUs of compute capability 8.0 and
+    above; a page of a multiple of 16 slots), 'torch' (anywhere); None lets the device decide. Raises ValueError for
+    segments that do not fit their pages or each other.
     """
     device = torch.device(device)
     engine = choose_engine(device, engine)

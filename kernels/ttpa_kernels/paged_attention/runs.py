@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ttpa_kernels.numerics import wide
 from ttpa_kernels.paged_attention.layout import TILE, Segment, groups, slots
 
-PAIRS = 1 << 18  # scores of one head that are held at once: 32 MiB at 32 heads in fp32
+PAIRS = 1 << 17  # scores of one head that are held at once: 16 MiB at 32 heads in fp32
 BIAS = 1 << 22  # numbers of a mask that is held for all layers: 16 MiB in fp32
 RUNS = 8  # more runs than this are gathered
 GATHERED = 256  # positions of a segment that are gathered without asking whether they stand in runs
@@ -116,20 +116,24 @@ def _together(batch: list[Segment], at: int, page_size: int, device: torch.devic
             unseen.append((tokens, slice(stop, num_shared)))
         own_first += [stop] * len(group)
     counts = np.array([segment.count for segment in batch])
-    width = max(segment.stop - first for segment, first in zip(batch, own_first, strict=True))
-    slot_UW = np.empty((len(batch), width), dtype=np.int64)
-    for row, segment, first in zip(slot_UW, batch, own_first, strict=True):
-        own = slots(segment, first, segment.stop, page_size=page_size)
-        row[: len(own)] = own
-        row[len(own) :] = own[-1]  # anything that has been written: its probability is 0
+    held_U = np.array([segment.stop for segment in batch]) - own_first
+    width = int(held_U.max())
+    own = [
+        list(s.pages[first // page_size : -(-s.stop // page_size)]) for s, first in zip(batch, own_first, strict=True)
+    ]
+    most = max(map(len, own))
+    page_UP = np.array([pages + pages[-1:] * (most - len(pages)) for pages in own])
+    # behind the last position any slot that has been written: its probability is 0
+    position_UW = np.minimum(np.arange(width), held_U[:, None] - 1)
+    slot_UW = np.take_along_axis(page_UP, position_UW // page_size, axis=1) * page_size + position_UW % page_size
     within = np.concatenate([np.arange(count) for count in counts])
     last_T = np.repeat([segment.start for segment in batch], counts) + within - np.repeat(own_first, counts)
     bias_TW = np.where(np.arange(width) <= last_T[:, None], 0.0, -np.inf).astype(np.float32)
     pad_UC = place_T = None
     if counts.max() > 1:
-        starts, most = np.cumsum(counts) - counts, int(counts.max())
-        pad_UC = _tensor((starts[:, None] + np.minimum(np.arange(most), counts[:, None] - 1)).reshape(-1), device)
-        place_T = _tensor(np.repeat(np.arange(len(batch)) * most, counts) + within, device)
+        starts, places = np.cumsum(counts) - counts, int(counts.max())
+        pad_UC = _tensor((starts[:, None] + np.minimum(np.arange(places), counts[:, None] - 1)).reshape(-1), device)
+        place_T = _tensor(np.repeat(np.arange(len(batch)) * places, counts) + within, device)
     return Together(
         slice(at, at + token),
         tuple(runs),
@@ -154,7 +158,7 @@ def _keys(segment: Segment, stop: int, page_size: int, device: torch.device) -> 
     if not stop:
         return []
     pages = np.asarray(segment.pages[: -(-stop // page_size)], dtype=np.int64)
-    first = np.flatnonzero(np.diff(pages, prepend=-2) != 1)  # of each run
+    first = [0, *(1 + np.flatnonzero(pages[1:] != pages[:-1] + 1)).tolist()]  # of each run
     if len(first) > RUNS:
         return [_tensor(slots(segment, 0, stop, page_size=page_size), device)]
     found: list[slice | torch.Tensor] = []
