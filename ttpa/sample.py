@@ -149,6 +149,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
     torch.set_num_threads(held["threads"])  # the last bits of a product depend on it
     options = replace(config.sampling(), cache_gb=held["cache_gb"])
     writer = PathWriter(model, tokenizer, usable, options=options)
+    writer.origin["weights"] = settings["model hash"]
     mine = range(ranks.rank, len(blocks), ranks.world)
     done = {block: report for block in mine if (report := run.finished(block)) is not None}
     if ranks.rank == 0:
@@ -160,7 +161,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
     with Display(ranks, sizes=[len(block) for block in blocks], mine=mine, done=done) as display:
         for block in mine:
             if block not in done:
-                sample_block(run, block, blocks[block], writer, options, display)
+                sample_block(run, block, blocks[block], writer, display)
     ranks.wait()
     if ranks.rank == 0:
         print(f"\n{run.finish().table()}\n\nThe trees are in {config.output}, the numbers in {run.report_path}")
@@ -172,14 +173,11 @@ def sample_block(
     block: int,
     part: Sequence[Decision],
     writer: PathWriter,
-    options: SamplingOptions,
     display: Display,
 ) -> None:
     """Sample one block and write it."""
     report = SamplingReport()
-    sampled = sample_decisions(
-        writer.model, writer.tokenizer, part, options=options, report=report, progress=display.show, writer=writer
-    )
+    sampled = sample_decisions(writer, part, report=report, progress=display.show)
     run.write(block, (tree for _, tree in sampled if tree is not None), report)
     display.finish_block(block, report)
 

@@ -26,6 +26,7 @@ from ttpa.sampling.forks import fork_places, is_candidate, token_fields
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.reference import reference_paths
 from ttpa.sampling.report import SamplingReport
+from ttpa.sampling.tps import sample_decisions
 from ttpa.sampling.vllm import UNDECIDED, VllmWriter, entropy_bounds, load_vllm
 
 BLOCK = 16
@@ -97,7 +98,9 @@ class LLMEngine:
     def __init__(self, model, tokenizer, *, max_model_len=4096, cut=None, reason=None):
         """`cut` ends requests after so many tokens, `reason` is a finish_reason to give instead."""
         self.model, self.tokenizer, self.cut, self.reason = model, tokenizer, cut, reason
-        self.model_config = types.SimpleNamespace(max_model_len=max_model_len, get_vocab_size=lambda: len(tokenizer))
+        self.model_config = types.SimpleNamespace(
+            model="fake", max_model_len=max_model_len, get_vocab_size=lambda: len(tokenizer)
+        )
         self.waiting: dict[str, RequestOutput] = {}
         self.added: list[tuple[list[int], SamplingParams, int]] = []  # the prompt, what was asked, the step it came at
         self.aborted: list[str] = []
@@ -168,6 +171,7 @@ class LLMEngine:
 def vllm(monkeypatch):
     """The fake in the place of the package."""
     package, inputs, sampling = (types.ModuleType(f"vllm{name}") for name in ("", ".inputs", ".sampling_params"))
+    package.__version__ = "0.30.0"
     package.inputs, package.sampling_params = inputs, sampling
     package.SamplingParams, package.EngineArgs, package.LLMEngine = SamplingParams, EngineArgs, LLMEngine
     inputs.tokens_input = lambda prompt_token_ids: {"type": "token", "prompt_token_ids": prompt_token_ids}
@@ -242,12 +246,14 @@ def test_trees_are_those_of_the_slow_sampler(given, engine, right, unsure, token
         assert ours.complete and all(math.isnan(x) for x in ours.varentropy)
         assert all(least <= exact + 1e-5 for least, exact in zip(ours.entropy, theirs.entropy, strict=True))
     gold = scored(tokenizer, right, "gold", right.gold_ids, "stop")
-    trees = [
-        paths_to_tree(tokenizer, right, found, gold=gold, origin={}, report=SamplingReport())
-        for found in (paths, expected)
-    ]
-    shapes = [tree and ([(node.parent, node.ids) for node in tree.nodes], tree.leaves, tree.pairs) for tree in trees]
-    assert shapes[0] == shapes[1]
+    theirs = paths_to_tree(tokenizer, right, expected, gold=gold, origin={}, report=SamplingReport())
+    writer = VllmWriter(engine, tokenizer, [right], ends=ends, options=asked)
+    ((_, ours),) = sample_decisions(writer, [right], report=SamplingReport())
+    if asked.stop is not None:
+        assert ours is None, "the gold answer is cut off too"
+        return
+    shapes = [tree and ([(n.parent, n.ids) for n in tree.nodes], tree.leaves, tree.pairs) for tree in (ours, theirs)]
+    assert shapes[0] == shapes[1] and ours.origin["engine"] == "vllm 0.30.0"
 
 
 def full(logits):

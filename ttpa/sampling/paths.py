@@ -14,6 +14,7 @@ from ttpa.model import TREE_ATTENTION, use_tree_attention
 from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.engine import Engine, Need
+from ttpa.sampling.fingerprint import versions
 from ttpa.sampling.graph import DecodeStep, GraphEngine
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.passes import CacheShape, Passes, cache_shape
@@ -39,6 +40,8 @@ class PathWriter:
         """For `decisions` and any parts of them; the model is switched to tree attention. Raises InputError, before any
         work, for a decision that the cache cannot hold, and as `use_tree_attention` does."""
         self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.stop = Stop(tokenizer, end_ids(model, tokenizer), options.stop)
+        self.origin: dict[str, Any] = {"model": model.config.name_or_path, "engine": "ttpa", "versions": versions()}
         shape, self.num_pages = checked_pages(model, decisions, options=options)
         self.passes = Passes(model, options=options, shape=shape, num_pages=self.num_pages)
         self.step: DecodeStep | None = None
@@ -59,11 +62,10 @@ class PathWriter:
         counted in `report`; `after_pass` is told the pages in use and in all; the model is in evaluation mode
         meanwhile."""
         options = self.options
-        stop = Stop(self.tokenizer, end_ids(self.model, self.tokenizer), options.stop)
         index = {}
         for i, d in enumerate(decisions):
             capacity = Need.of(len(d.prompt_ids), options).capacity(self.num_pages, options)
-            index[Search(d.id, d.prompt_ids, d.tools, self.tokenizer, options, stop, capacity)] = i
+            index[Search(d.id, d.prompt_ids, d.tools, self.tokenizer, options, self.stop, capacity)] = i
         engine = Engine(self.passes, options=options, report=report)
         if self.step is not None:
             engine = GraphEngine(self.passes, options=options, report=report, step=self.step)

@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 from ttpa.data.dialogues import Dialogue
 from ttpa.sampling.assemble import paths_to_tree, scored
 from ttpa.sampling.decisions import Decision, all_decisions, check_template
-from ttpa.sampling.fingerprint import versions
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.paths import Paths, PathWriter
 from ttpa.sampling.report import SamplingReport
-from ttpa.sampling.stop import Stop, end_ids
+from ttpa.sampling.stop import Stop
 from ttpa.trees.record import PreferenceTree
 
 
@@ -33,7 +32,13 @@ class Progress(NamedTuple):
 
 
 class Writer(Protocol):
-    """What writes the paths of decisions: `ttpa.sampling.paths.PathWriter`, or another engine in its place."""
+    """What writes the paths of decisions: `ttpa.sampling.paths.PathWriter`, or another engine in its place. `origin`
+    says in the trees with which model and engine that was."""
+
+    tokenizer: Any
+    options: SamplingOptions
+    stop: Stop
+    origin: dict[str, Any]
 
     def write(
         self,
@@ -65,28 +70,26 @@ def sample_trees(
     """
     options, report = options or SamplingOptions(), SamplingReport()
     found = all_decisions(dialogues, tokenizer, max_length=max_length)
-    sampled = sample_decisions(model, tokenizer, found, options=options, report=report, progress=progress)
+    writer = PathWriter(model, tokenizer, [d for d in found if d.dropped is None], options=options)
+    sampled = sample_decisions(writer, found, report=report, progress=progress)
     return [tree for _, tree in sampled if tree is not None], report
 
 
 def sample_decisions(
-    model: PreTrainedModel,
-    tokenizer: Any,
+    writer: Writer,
     decisions: Sequence[Decision],
     *,
-    options: SamplingOptions,
     report: SamplingReport,
     progress: Callable[[Progress], None] | None = None,
-    writer: Writer | None = None,
 ) -> Iterator[tuple[int, PreferenceTree | None]]:
     """As `sample_trees`, one tree at a time: the index of a decision and its tree, None where it has none, in order,
-    each as soon as it and all before it are done. What comes is a function of the arguments alone, to the bit. `writer`
-    writes the paths (None: a new `PathWriter`); one of all decisions serves many calls."""
+    each as soon as it and all before it are done. With a `PathWriter` what comes is a function of the arguments alone,
+    to the bit. One writer serves any parts of the decisions that it was made for."""
+    tokenizer, stop = writer.tokenizer, writer.stop
     began = time.perf_counter()
     report.decisions += len(decisions)
-    if options.mode == "tps":
+    if writer.options.mode == "tps":
         report.exact_trunks = report.exact_trunks or 0
-    stop = Stop(tokenizer, end_ids(model, tokenizer), options.stop)
     usable, golds = [], {}
     for i, decision in enumerate(decisions):
         gold = scored(tokenizer, decision, "gold", stop.cut(decision.gold_ids), "stop")
@@ -107,8 +110,8 @@ def sample_decisions(
     asked = [decisions[i] for i in usable]
     if asked:
         check_template(asked[0], tokenizer)
-    writer = writer or PathWriter(model, tokenizer, asked, options=options)
-    origin = _origin(model, tokenizer, options)
+    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+    origin = {**writer.origin, "template": template, "sampling": asdict(writer.options)}
     reported = 0
     for number, paths in writer.write(asked, report=report, after_pass=after_pass):
         i = usable[number]
@@ -121,12 +124,3 @@ def sample_decisions(
         began = time.perf_counter()
     report.seconds += time.perf_counter() - began
     yield from sorted(trees.items())
-
-
-def _origin(model: PreTrainedModel, tokenizer: Any, options: SamplingOptions) -> dict[str, Any]:
-    return {
-        "model": model.config.name_or_path,
-        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
-        "sampling": asdict(options),
-        "versions": versions(),
-    }

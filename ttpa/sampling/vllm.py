@@ -18,6 +18,7 @@ import numpy as np
 from ttpa.errors import InputError
 from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded, Written
+from ttpa.sampling.fingerprint import versions
 from ttpa.sampling.forks import is_candidate, token_fields
 from ttpa.sampling.head import draw_key
 from ttpa.sampling.options import SamplingOptions
@@ -88,6 +89,12 @@ class VllmWriter:
                 )
         self.vllm, self.engine, self.tokenizer, self.options = _vllm(), engine, tokenizer, options
         self.stop = Stop(tokenizer, ends, options.stop)
+        engine_name = f"vllm {self.vllm.__version__}"
+        self.origin: dict[str, Any] = {
+            "model": engine.model_config.model,
+            "engine": engine_name,
+            "versions": versions(),
+        }
 
     def write(
         self,
