@@ -10,6 +10,7 @@ differ from round to round. Every side gets the same decisions, limits and ends;
 paired, with each other and with the gold answer, by the same code and on the clock.
 
 - ttpa: this package, greedy trunk and forks, at most as many leaves as the peers draw answers
+- ttpa, low: the same with lower floors, which find errors that the model makes less often
 - generate: `generate(num_return_sequences=8)` at temperature 1, several prompts at once
 - continuous: `generate_batch`, transformers' continuous batching, with its sharing of prompts
 - slow twin: the trees of ttpa from plain forward passes, one path after the other
@@ -126,16 +127,15 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def compare(sides: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+def compare(sides: dict[str, dict[str, Any]], ours: str = "ttpa") -> dict[str, float | None]:
     """How many times the usable pairs a second of the better peer ours are, and how many times fewer tokens a pair
-    takes than at the more frugal peer; None where a side has no
-    pair."""
-    ours, peers = sides["ttpa"], [sides[peer] for peer in PEERS if peer in sides]
+    takes than at the more frugal peer; None where a side has no pair."""
+    mine, peers = sides[ours], [sides[peer] for peer in PEERS if peer in sides]
     best = max((peer["pairs_per_second"] for peer in peers), default=None)
     frugal = min((peer["tokens_per_pair"] for peer in peers if peer["pairs"]), default=None)
     return {
-        "faster": ours["pairs_per_second"] / best if best else None,
-        "fewer_tokens": frugal / ours["tokens_per_pair"] if frugal and ours["pairs"] else None,
+        "faster": mine["pairs_per_second"] / best if best else None,
+        "fewer_tokens": frugal / mine["tokens_per_pair"] if frugal and mine["pairs"] else None,
     }
 
 
@@ -163,7 +163,7 @@ HEADING = (
 )
 
 
-def table(name: str, sides: dict[str, dict[str, Any]], compared: dict[str, float | None]) -> str:
+def table(name: str, sides: dict[str, dict[str, Any]], compared: dict[str, dict[str, float | None]]) -> str:
     """The rows of one cell, and how ours compares with the better peer."""
     rows = []
     for side, entry in sides.items():
@@ -174,12 +174,14 @@ def table(name: str, sides: dict[str, dict[str, Any]], compared: dict[str, float
             f"{entry['decoded']:8} {entry['decoded'] / entry['seconds']:8.1f} {entry['computed']:9} "
             f"{entry['passes']:7} {entry['seconds']:8.2f} {peak:>8}"
         )
-    faster, fewer = (
-        f"{value:.2f}" if value is not None else "not known" for value in (compared["faster"], compared["fewer_tokens"])
-    )
-    rows.append(
-        f"{name:20} pairs/s over the better peer: {faster} (>={FASTER:g}), tokens/pair below: {fewer} (>={FEWER:g})"
-    )
+    for side, values in compared.items():
+        faster, fewer = (
+            f"{x:.2f}" if x is not None else "not known" for x in (values["faster"], values["fewer_tokens"])
+        )
+        rows.append(
+            f"{name:20} {side:10} pairs/s over the better peer: {faster} (>={FASTER:g}), tokens/pair below: {fewer} "
+            f"(>={FEWER:g})"
+        )
     return "\n".join(rows)
 
 
@@ -220,8 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
         del setting
         if options.memory:
             add_memory(name, sides, options.threads)
-        compared = compare(sides)
-        save({"cell": name, **asdict(cell), "sides": sides, "failed": failed, **compared})
+        compared = {side: compare(sides, side) for side in ("ttpa", "ttpa, low")}
+        save({"cell": name, **asdict(cell), "sides": sides, "failed": failed, "compared": compared})
         print(table(name, sides, compared), flush=True)
         for side, reason in failed.items():
             print(f"{name:20} {side:10} failed: {reason.splitlines()[-1]}", flush=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from ttpa.sampling.stop import Stop, end_ids
 CB_PAGE = 32
 CB_PASS_TOKENS = 512
 CB_REQUESTS = 16
+
+# Forks at errors that the model makes less often, too: what bench/tune_forks.py calls low floors.
+LOW_FLOORS = {"min_entropy": 0.02, "min_probability": 0.005, "min_ratio": 0.0}
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,10 @@ def run(side: Side, setting: Setting, decisions: Sequence[Decision], *, seed: in
     return outcome
 
 
-def ttpa(setting: Setting, decisions: Sequence[Decision], seed: int) -> Outcome:
+def ttpa(setting: Setting, decisions: Sequence[Decision], seed: int, **floors: float) -> Outcome:
     """This package, greedy; at most as many leaves as the others draw answers."""
-    report = SamplingReport()
-    writer = PathWriter(setting.model, setting.tokenizer, decisions, options=_options(setting))
+    report, options = SamplingReport(), replace(_options(setting), **floors)
+    writer = PathWriter(setting.model, setting.tokenizer, decisions, options=options)
     for _ in sample_decisions(writer, decisions, report=report):
         pass
     return Outcome(report.pairs, report.decoded_tokens, details=report.to_dict())
@@ -128,6 +132,7 @@ def continuous(setting: Setting, decisions: Sequence[Decision], seed: int) -> Ou
 
 SIDES: dict[str, Side] = {
     "ttpa": ttpa,
+    "ttpa, low": partial(ttpa, **LOW_FLOORS),
     "generate": generate,
     "continuous": continuous,
     "slow twin": slow_twin,

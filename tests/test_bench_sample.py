@@ -145,14 +145,14 @@ def test_the_command_writes_what_it_prints(monkeypatch, tmp_path, capsys):
     assert sample.main(["--cells", "tiny", "--threads", threads, "--json", str(path)]) == 0
     (cell,) = json.loads(path.read_text())["cells"]
     assert cell["prompt"] == 300 and cell["shape"]["hidden_size"] == EMBEDDED.hidden_size and not cell["failed"]
-    assert set(cell["sides"]) == set(SIDES)
+    assert set(cell["sides"]) == set(SIDES) and set(cell["compared"]) == {"ttpa", "ttpa, low"}
     for entry in cell["sides"].values():
         assert len(entry["rounds"]) == 2
         for name in ("seconds", "pairs", "decoded", "computed", "passes"):
             assert entry[name] == pytest.approx(sum(one[name] for one in entry["rounds"]))
         assert entry["pairs_per_second"] == pytest.approx(entry["pairs"] / entry["seconds"])
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("tiny ") for line in lines) == len(SIDES) + 1
+    assert sum(line.startswith("tiny ") for line in lines) == len(SIDES) + 2
 
 
 def test_ours_is_compared_with_the_better_peer():

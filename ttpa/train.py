@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
 def train(config: TrainConfig) -> dict[str, Any]:
     """The whole run, from configuration to summary.json, whose content is returned; raises InputError as its parts."""
     run, clock = RunFolder(config.output), Clock()
+    sampling_options(config)  # refused before anything is loaded
     with clock.phase("load"):
         source = MODEL_DIR if config.model is None else config.model
         tokenizer = load_tokenizer(source)
@@ -124,14 +125,6 @@ def sampled_trees(
 ) -> Iterator[list[PreferenceTree]]:
     """In each round, trees that the model as it is then samples from new dialogues; all of them go to trees.jsonl."""
     dialogues = construct_dialogues(config.num_dialogues * config.rounds, split="preference", seed=config.seed)
-    options = SamplingOptions(
-        num_forks=config.num_forks,
-        alternatives=config.alternatives,
-        min_entropy=config.min_entropy,
-        min_probability=config.min_probability,
-        max_new_tokens=config.max_new_tokens,
-        rows=config.decode_batch_size,
-    )
     trees: list[PreferenceTree] = []
     reports: list[dict[str, Any]] = []
     for number in range(config.rounds):
@@ -142,7 +135,7 @@ def sampled_trees(
                 model,
                 tokenizer,
                 part,
-                options=options,
+                options=sampling_options(config),
                 max_length=longest(config, model),
                 progress=bar.show,
             )
@@ -226,6 +219,18 @@ def longest(config: TrainConfig, model: PreTrainedModel) -> int | None:
     """The longest path through a tree, in tokens: --max_length, else what the model was made for."""
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return window if config.max_length is None else config.max_length
+
+
+def sampling_options(config: TrainConfig) -> SamplingOptions:
+    """The options of the sampler; raises InputError for values that make no sense."""
+    return SamplingOptions(
+        num_forks=config.num_forks,
+        alternatives=config.alternatives,
+        min_entropy=config.min_entropy,
+        min_probability=config.min_probability,
+        max_new_tokens=config.max_new_tokens,
+        rows=config.decode_batch_size,
+    )
 
 
 def check_trees(trees: list[PreferenceTree], model: PreTrainedModel, config: TrainConfig) -> None:

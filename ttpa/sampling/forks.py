@@ -79,7 +79,7 @@ def token_fields(tokenizer: Any, ids: Sequence[int], tools: Sequence[dict[str, A
     fields: list[str | None] = []
     for start, end in spans:
         found = {field for field in of_character[start : max(end, start + 1)] if field is not None}
-        fields.append(max(found, key=FIELD_WEIGHT.__getitem__) if found else None)
+        fields.append(max((f for f in FIELD_WEIGHT if f in found), key=FIELD_WEIGHT.__getitem__, default=None))
     return fields
 
 

@@ -68,8 +68,8 @@ class Path:
 
 @dataclass(eq=False)
 class Search:
-    """One tree: `levels` of paths, `forks` counts the places that are forked by field class, `dropped` the forks that
-    are not taken by reason. `capacity` is how many branches there are pages for if all of them stay in the cache.
+    """One tree: `levels` of paths, `forked` places, and in `dropped` the forks that are not taken, by reason.
+    `capacity` is how many branches there are pages for if all of them stay in the cache.
 
     Under mode tps the branches come level by level: a level begins once all paths of the one before are finished, and
     goes through them in order, through the places of each by score (under fork_order first by position), through the
@@ -86,7 +86,7 @@ class Search:
     stop: Stop
     capacity: int
     levels: list[list[Path]] = field(default_factory=list)
-    forks: Counter[str] = field(default_factory=Counter)
+    forked: list[tuple[Path, int]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     live: list[Place] = field(default_factory=list)  # where the trunk was forked while it was written
 
@@ -99,6 +99,12 @@ class Search:
     def done(self) -> bool:
         """Whether every path that has begun is finished; after `finished` there will be no more."""
         return all(path.finish is not None for path in self.paths)
+
+    @property
+    def forks(self) -> Counter[str]:
+        """The number of places that were forked by the field class that they have in the finished path."""
+        fields = {path: token_fields(self.tokenizer, path.decoded.ids, self.tools) for path, _ in self.forked}
+        return Counter(fields[path][at] or "other" for path, at in self.forked)
 
     def start(self) -> list[Path]:
         """The first paths: the trunk, or all samples."""
@@ -189,7 +195,8 @@ class Search:
             if options.draft:
                 new[-1].draft = Draft(own.ids, at=at, token=token)
             level.append(new[-1])
-        self.forks[place.field] += bool(new)
+        if new:
+            self.forked.append((path, at))
         return new
 
     def _refusal(self, at: int, level: list[Path]) -> str | None:
