@@ -58,7 +58,6 @@ class Cell:
     workload: Workload
     dialogues: int
     rounds: int
-    seed: int = 0
 
 
 CELLS = {
@@ -66,9 +65,8 @@ CELLS = {
     "embedded-512-shared": Cell(EMBEDDED, 512, "shared", dialogues=16, rounds=2),
     "embedded-2048-own": Cell(EMBEDDED, 2048, "own", dialogues=4, rounds=2),
     "embedded-2048-shared": Cell(EMBEDDED, 2048, "shared", dialogues=4, rounds=2),
-    # Of seed 0 the first two decisions are never forked.
-    "0.5B-512-own": Cell(QWEN_05B, 512, "own", dialogues=2, rounds=1, seed=1),
-    "0.5B-2048-own": Cell(QWEN_05B, 2048, "own", dialogues=2, rounds=1, seed=1),
+    "0.5B-512-own": Cell(QWEN_05B, 512, "own", dialogues=8, rounds=1),
+    "0.5B-2048-own": Cell(QWEN_05B, 2048, "own", dialogues=3, rounds=1),
 }
 
 
@@ -77,12 +75,7 @@ def prepare(cell: Cell) -> tuple[Setting, list[Decision]]:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     small: Any = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     decisions = make_prompts(
-        tokenizer,
-        cell.dialogues,
-        length=cell.prompt,
-        workload=cell.workload,
-        vocab_size=cell.shape.vocab_size,
-        seed=cell.seed,
+        tokenizer, cell.dialogues, length=cell.prompt, workload=cell.workload, vocab_size=cell.shape.vocab_size
     )
     return Setting.of(widened(small, cell.shape), tokenizer), decisions
 

@@ -220,14 +220,14 @@ def test_models_that_cannot_be_served_are_refused_by_name(model_type, options, r
         config.num_local_experts = 2
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(InputError, match=f"{model_type!r} cannot be trained on trees: .*{reason}"):
+    with pytest.raises(InputError, match=f"{model_type!r} cannot be run on trees: .*{reason}"):
         use_tree_attention(model)
 
 
 def test_an_encoder_decoder_is_refused(tmp_path):
     config = T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="'t5' cannot be trained on trees: an encoder-decoder"):
+    with pytest.raises(InputError, match="'t5' cannot be run on trees: an encoder-decoder"):
         load_model(tmp_path, dtype=torch.float32)
 
 

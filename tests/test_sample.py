@@ -193,7 +193,8 @@ def test_help_fits_two_screens(capsys, monkeypatch):
         (["--data", "none.jsonl"], "none.jsonl: no such file"),
         (["--data", "empty.jsonl"], "empty.jsonl: the file holds no dialogue"),
         (["--data", "broken.jsonl"], "broken.jsonl:2: broken JSON"),
-        (["--data", "plain.jsonl"], "plain.jsonl: none of its 1 dialogues calls a tool, so there is no gold answer"),
+        (["--data", "plain.jsonl"], "plain.jsonl: dialogue 'plain' calls no tool .1 of 2 do not., so there is"),
+        (["--num_dialogues", "2", "--cache_gb", "1e-5"], "has a prompt of .* tokens.* cache_gb of at least"),
         (["--data", "good.jsonl", "--model", "nowhere"], "nowhere: there is no such folder"),
         (["--data", "good.jsonl", "--model", "toolless"], "dialogue 'a': the chat template of the tokenizer drops"),
         (["--output", "no/folder/trees.jsonl"], "no/folder: the folder of --output trees.jsonl does not exist"),
@@ -207,7 +208,7 @@ def test_what_the_user_has_to_change_is_said_before_any_work(options, problem, t
     write_dialogues("good.jsonl", [asking("a", "Rome")])
     (tmp_path / "broken.jsonl").write_text((tmp_path / "good.jsonl").read_text() + "{")
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-    write_dialogues("plain.jsonl", [Dialogue("plain", TOOLS, talk)])
+    write_dialogues("plain.jsonl", [asking("a", "Rome"), Dialogue("plain", TOOLS, talk)])
     tokenizer.save_pretrained("toolless")
     template = "{% for m in messages %}{{ m.content or m.tool_calls }}<|im_end|>{% endfor %}"
     (tmp_path / "toolless" / "chat_template.jinja").write_text(template)

@@ -32,7 +32,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype) -> PreTrainedModel:
     """Load a causal language model from a folder or by its Hugging Face name, onto the CPU, ready for packed trees.
 
     Tree attention is on and dropout off. Only safetensors are read and no code from the folder runs. Raises
-    InputError where there is no such model and where it cannot be trained on trees (`use_tree_attention`).
+    InputError where there is no such model and where it cannot be run on trees (`use_tree_attention`).
     """
     config = _pretrained(AutoConfig, path)
     _refuse(config, path)
@@ -126,7 +126,7 @@ def _refuse(config: PreTrainedConfig, path: Path | str | None) -> None:
 
 
 def _not_served(config: PreTrainedConfig, path: Path | str | None, problem: str) -> InputError:
-    return InputError(f"model type {config.model_type!r} cannot be trained on trees: {problem}", path=path)
+    return InputError(f"model type {config.model_type!r} cannot be run on trees: {problem}", path=path)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from ttpa.config import option, parse_config, run_command
 from ttpa.construct import construct_dialogues
 from ttpa.data.dialogues import Dialogue, read_dialogues
+from ttpa.data.messages import calls_of
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
 from ttpa.model import load_model, load_tokenizer
@@ -203,12 +204,15 @@ def read(config: SampleConfig) -> list[Dialogue]:
 
 
 def check_dialogues(dialogues: Sequence[Dialogue], tokenizer: Any, config: SampleConfig) -> None:
-    """Raise InputError where nothing can be sampled: no dialogue calls a tool, or no tool would reach the model."""
-    first = next((decision for dialogue in dialogues for decision in decisions(dialogue, tokenizer)), None)
-    if first is None:
-        problem = f"none of its {len(dialogues)} dialogues calls a tool, so there is no gold answer to compare with"
-        raise InputError(problem, path=config.data)
-    check_template(first, tokenizer)
+    """Raise InputError where nothing can be compared, or no tool would reach the model: naming the first dialogue."""
+    without = [dialogue.id for dialogue in dialogues if not calls_of(dialogue.messages)]
+    if without:
+        raise InputError(
+            f"dialogue {without[0]!r} calls no tool ({len(without)} of {len(dialogues)} do not), so there is no gold "
+            "answer to compare with; leave such dialogues out",
+            path=config.data,
+        )
+    check_template(decisions(dialogues[0], tokenizer)[0], tokenizer)
 
 
 def longest(config: SampleConfig, model: PreTrainedModel) -> int | None:

@@ -210,3 +210,13 @@ def test_the_model_keeps_its_mode(hesitant, tokenizer, decisions):
         assert hesitant.training
     finally:
         hesitant.eval()
+
+
+def test_a_writer_that_was_left_early_begins_anew(hesitant, tokenizer, decisions):
+    writer = PathWriter(hesitant, tokenizer, decisions, options=LOOSE)
+    for _ in writer.write(decisions, report=SamplingReport()):
+        assert writer.passes.pool.num_used > 0
+        break
+    found = dict(writer.write(decisions, report=SamplingReport()))
+    assert tokens([found[i] for i in range(len(decisions))]) == tokens(written(hesitant, tokenizer, decisions, LOOSE))
+    assert writer.passes.pool.num_used == 0

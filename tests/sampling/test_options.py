@@ -50,8 +50,8 @@ def test_filters_have_their_ranges_and_need_a_temperature(name):
 
 
 def test_alternatives_cannot_be_more_than_the_tokens_that_are_known():
-    assert SamplingOptions(alternatives=63).alternatives == 63
-    with pytest.raises(InputError, match="alternatives must be at most 63, not 64"):
+    assert SamplingOptions(alternatives=19).alternatives == 19
+    with pytest.raises(InputError, match="alternatives must be at most 19, not 64"):
         SamplingOptions(alternatives=64)
 
 

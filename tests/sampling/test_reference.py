@@ -13,8 +13,8 @@ from hesitant import TOOLS, asking
 from ttpa.sampling.decisions import Decision, decisions
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.head import draw_key, path_key, pick
-from ttpa.sampling.options import SamplingOptions
-from ttpa.sampling.reference import TOP, decode, places_of, reference_paths, whole
+from ttpa.sampling.options import TOP, SamplingOptions
+from ttpa.sampling.reference import decode, places_of, reference_paths, whole
 from ttpa.sampling.stop import Stop
 
 NEW = 24

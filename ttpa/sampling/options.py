@@ -13,8 +13,11 @@ from ttpa.errors import InputError
 Mode = Literal["tps", "release"]
 RuleName = Literal["entropy", "gap", "surprise", "change", "varentropy"]
 ForkOrder = Literal["best", "first"]
+TOP = 20
+"""How many of the likeliest tokens are kept at each position, the path's own among them: forks choose from these."""
+
 MAX_TOP = 64
-"""How many of the likeliest tokens can be known at a position: that many a filter or a fork can choose from."""
+"""How many of the likeliest tokens a filter can choose from."""
 
 NAMES = {"mode": Mode, "rule": RuleName, "fork_order": ForkOrder}
 AT_LEAST = {
@@ -22,7 +25,7 @@ AT_LEAST = {
     1: "alternatives min_distance max_depth max_tree_tokens max_tree_pages num_samples max_new_tokens top_k rows",
     2: "max_leaves",
 }
-AT_MOST = {1: "min_probability min_ratio top_p min_p", MAX_TOP - 1: "alternatives", MAX_TOP: "top_k"}
+AT_MOST = {1: "min_probability min_ratio top_p min_p", TOP - 1: "alternatives", MAX_TOP: "top_k"}
 ABOVE_0 = "top_p min_p cache_gb"
 FILTERS = "top_k top_p min_p"
 

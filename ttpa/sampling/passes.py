@@ -14,12 +14,10 @@ from ttpa.errors import InputError
 from ttpa.model import head_weight
 from ttpa.sampling.decoded import Decoded, Written
 from ttpa.sampling.head import Picked, draw_key, pick
-from ttpa.sampling.options import SamplingOptions
+from ttpa.sampling.options import TOP, SamplingOptions
 from ttpa.sampling.pool import PagedSequence, PagePool
 
 PAGE_SIZE = 16
-TOP = 20
-"""How many of the likeliest tokens are kept at each position."""
 
 
 @dataclass(frozen=True)

@@ -69,14 +69,18 @@ class PathWriter:
         engine = Engine(self.passes, options=options, report=report)
         if self.step is not None:
             engine = GraphEngine(self.passes, options=options, report=report, step=self.step)
+        pool = self.passes.pool
         with _evaluating(self.model):
-            for search in engine.run(index):
-                if search is not None:
-                    report.forks += search.forks
-                    report.dropped_forks += search.dropped
-                    yield index[search], [(path.name, path.decoded) for path in search.paths]
-                elif after_pass is not None:
-                    after_pass(self.passes.pool.num_used, self.passes.pool.num_pages)
+            try:
+                for search in engine.run(index):
+                    if search is not None:
+                        report.forks += search.forks
+                        report.dropped_forks += search.dropped
+                        yield index[search], [(path.name, path.decoded) for path in search.paths]
+                    elif after_pass is not None:
+                        after_pass(pool.num_used, pool.num_pages)
+            finally:
+                pool.clear()  # the caller may stop early
 
 
 @contextmanager

@@ -75,6 +75,11 @@ class PagePool:
         self.num_free += int((self.references[sequence.pages] == 0).sum())
         sequence.pages, sequence.length, sequence.forked = [], 0, 0
 
+    def clear(self) -> None:
+        """Take all pages back, whoever holds them."""
+        self.references[1:] = 0
+        self.num_free = self.num_pages
+
     def _take(self, number: int) -> list[int]:
         if number <= 0:
             return []

@@ -40,11 +40,8 @@ from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.forks import Place, fork_places, is_candidate, token_fields
 from ttpa.sampling.head import draw_key, path_key
-from ttpa.sampling.options import MAX_TOP, SamplingOptions
+from ttpa.sampling.options import MAX_TOP, TOP, SamplingOptions
 from ttpa.sampling.stop import Stop
-
-TOP = 20
-"""How many of the likeliest tokens are kept at each position."""
 
 
 class Step(NamedTuple):

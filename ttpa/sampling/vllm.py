@@ -21,8 +21,7 @@ from ttpa.sampling.decoded import Decoded, Written
 from ttpa.sampling.fingerprint import versions
 from ttpa.sampling.forks import is_candidate, token_fields
 from ttpa.sampling.head import draw_key
-from ttpa.sampling.options import SamplingOptions
-from ttpa.sampling.passes import TOP
+from ttpa.sampling.options import TOP, SamplingOptions
 from ttpa.sampling.paths import Paths
 from ttpa.sampling.report import SamplingReport
 from ttpa.sampling.search import Path, Search
