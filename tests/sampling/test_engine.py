@@ -13,7 +13,7 @@ from ttpa.errors import InputError
 from ttpa.model import use_tree_attention
 from ttpa.sampling import SamplingOptions, SamplingReport, sample_trees
 from ttpa.sampling.decisions import all_decisions
-from ttpa.sampling.engine import Engine, Need
+from ttpa.sampling.engine import MIN_SHARED, Engine, Need
 from ttpa.sampling.passes import PAGE_SIZE, Feed, Passes, cache_shape
 from ttpa.sampling.paths import PathWriter
 from ttpa.sampling.pool import PagedSequence
@@ -169,7 +169,7 @@ def test_prompts_that_begin_alike_are_computed_once(hesitant, tokenizer, decisio
             for o in prompts[:i]
         ]
         longest = max(common, default=0)
-        new.append(len(ids) - (longest if longest >= PAGE_SIZE else 0))
+        new.append(len(ids) - (longest if longest >= MIN_SHARED else 0))
     assert report.prefilled_tokens == sum(new) < sum(map(len, prompts)) / 2
 
 

@@ -24,6 +24,9 @@ from ttpa.sampling.search import Path, Search
 MAX_PROMPTS = 64
 """How many prompts are remembered, so that others that begin like them need not be computed whole."""
 
+MIN_SHARED = 64
+"""Shorter beginnings are computed again: on a CPU every piece of a prompt that lies elsewhere is one more product."""
+
 PREFILL_TOKENS = 8192
 """How many tokens of prompts go through the model in one pass, unless one prompt alone has more."""
 
@@ -186,7 +189,7 @@ class Engine:
 
     def _longest_beginning(self, ids: np.ndarray) -> tuple[PagedSequence | None, int]:
         """The remembered prompt that begins most like this one, and how many tokens they share."""
-        best, shared = None, PAGE_SIZE - 1  # less than a page is not worth a copy
+        best, shared = None, MIN_SHARED - 1
         for number, (others, _) in self.prompts.items():
             length = min(len(ids), len(others))
             different = np.flatnonzero(ids[:length] != others[:length])
