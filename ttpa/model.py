@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,14 @@ def packed_logps(model: PreTrainedModel, batch: TreeBatch, *, report: bool = Tru
     with torch.no_grad():
         reported_R = linear_logp(hidden_TH[batch.row_R[trained:]], weight_VH, batch.target_R[trained:])
     return torch.cat([logp_R, reported_R])
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

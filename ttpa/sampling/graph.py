@@ -26,7 +26,7 @@ WARM_UP = 3
 """Steps before the capture, in which kernels are compiled and libraries take their workspaces."""
 
 DRAFT_SHARE = 4
-"""Drafts are verified once so many of the rows' parts wait, so that one pass serves many of them."""
+"""Drafts are verified once a quarter of the rows wait with one, so that one pass serves many of them."""
 
 
 class DecodeStep:

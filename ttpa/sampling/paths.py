@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ttpa.errors import InputError
-from ttpa.model import TREE_ATTENTION, use_tree_attention
+from ttpa.model import TREE_ATTENTION, evaluating, use_tree_attention
 from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.engine import Engine, Need
@@ -47,7 +46,7 @@ class PathWriter:
         self.step: DecodeStep | None = None
         if model.device.type == "cuda":
             longest = max((len(decision.prompt_ids) for decision in decisions), default=1) + options.max_new_tokens
-            with _evaluating(model):
+            with evaluating(model):
                 self.step = DecodeStep(self.passes, rows=options.rows, max_positions=longest)
 
     def write(
@@ -70,7 +69,7 @@ class PathWriter:
         if self.step is not None:
             engine = GraphEngine(self.passes, options=options, report=report, step=self.step)
         pool = self.passes.pool
-        with _evaluating(self.model):
+        with evaluating(self.model):
             try:
                 for search in engine.run(index):
                     if search is not None:
@@ -81,16 +80,6 @@ class PathWriter:
                         after_pass(pool.num_used, pool.num_pages)
             finally:
                 pool.clear()  # the caller may stop early
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def checked_pages(

@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from transformers import PreTrainedModel
 from ttpa_kernels.next_token.noise import uniform
 from ttpa_kernels.next_token.reference import next_token_from
 
+from ttpa.model import evaluating
 from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.forks import Place, fork_places, is_candidate, token_fields
@@ -126,7 +126,7 @@ def decode(
     each from the logits of an ordinary forward pass; `key` is that of the path. The model keeps its mode."""
     steps, cache = list(given), None
     feed = [*prompt_ids, *(step.token for step in steps)]
-    with _evaluating(model):
+    with evaluating(model):
         while len(steps) < options.max_new_tokens and not _ended(steps, stop):
             ids = torch.tensor([feed], device=model.device)
             output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -203,13 +203,3 @@ def places_of(
             candidate = is_candidate(path, at, options=options)
             fields.append(token_fields(tokenizer, path.ids[: at + 1], tools)[at] if candidate else None)
     return fork_places(path, fields, options=options, first=first)
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
