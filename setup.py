@@ -7,6 +7,7 @@ setup(
     package_dir={"ttpa": "ttpa", "ttpa_kernels": "kernels/ttpa_kernels"},
     package_data={
         "ttpa": ["py.typed"],
+        "ttpa.training": ["rates.json"],
         "ttpa.embedded": ["*.json", "*.jinja", "*.safetensors", "*.log"],
         "ttpa_kernels": ["py.typed"],
     },

@@ -34,7 +34,8 @@ from bench.worker import append, read
 
 TOTAL_SECONDS = 525
 TEST_SECONDS = 150
-SCRIPTS = {"bench/train_step.py": 60, "bench/sample.py": 50}  # seconds at most
+SCRIPTS = {"bench/train_step.py": 150, "bench/sample.py": 50}  # seconds at most
+NEEDS = {"bench/train_step.py": ("trl", "peft")}  # packages without which there is nothing to compare with
 RESTARTS = 5  # of the microbenchmarks, after sides that took their process with them
 POLL_SECONDS = 1.0
 TAIL = 15  # lines of a part's output that are kept
@@ -186,6 +187,9 @@ def absence(script: str) -> str | None:
     path = ROOT / script
     if not path.exists():
         return "there is no such file"
+    for module in NEEDS.get(script, ()):
+        if missing := import_error(module):
+            return missing
     return None if '"--device"' in path.read_text() else "it has no --device option: it measures the CPU only"
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from bench import ROOT, environment, gpu, report
+from bench import ROOT, environment, gpu, report, step_sides, train_step
 from bench.ops import OPS
 from bench.worker import append, read
 
@@ -155,3 +155,76 @@ def test_pytest_benchmark_gets_the_times_that_were_measured_in_turns(tmp_path):
     for benchmark in benchmarks:
         assert benchmark["stats"]["median"] == pytest.approx(benchmark["extra_info"]["median"], rel=1e-6)
         assert benchmark["stats"]["rounds"] >= 3
+
+
+def test_both_trainers_take_the_same_steps_and_their_memory_is_measured(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "step.json"
+    sides_of = step_sides.sides_of
+    fewer = ("trl-cached by 1", "ttpa")  # each side is a process of its own
+    monkeypatch.setattr(train_step, "sides_of", lambda case: {side: sides_of(case)[side] for side in fewer})
+    command = f"train_step.py --toy --rounds 1 --threads 1 --case 1024-64-1:1 --json {out}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    train_step.main()
+    (case,) = json.loads(out.read_text())["cases"].values()
+    assert set(case["sides"]) == set(fewer)
+    for side in case["sides"].values():
+        assert side["peak_bytes"] > 10**6 and side["losses"][0] == pytest.approx(math.log(2), abs=1e-6)
+        assert side["losses"][1] < 0.692
+    assert f"ttpa over {fewer[0]}: {case['faster']:.2f}x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["1.5B-full", "7B-lora"])
+def test_the_cases_for_a_gpu_run_at_toy_size_on_the_cpu(name):
+    case = train_step.toy(train_step.CASES["cuda"][name])
+    sides = {
+        side: train_step.measure({side: make(CPU)}, case, rounds=1, device=CPU)[side]
+        for side, make in step_sides.sides_of(case).items()
+    }
+    assert sides["trl"]["reference_seconds"] == 0 < sides["trl-cached"]["reference_seconds"]
+    assert (
+        "ttpa over trl"
+        in train_step.lines(name, case, with_memory(sides), train_step.summary(case, with_memory(sides)))[-1]
+    )
+
+
+def with_memory(sides):
+    return {side: {**numbers, "peak_bytes": 10**9} for side, numbers in sides.items()}
+
+
+def test_sides_that_disagree_about_a_loss_are_no_result():
+    case = train_step.CASES["cpu"]["512-48-1:4"]
+    sides = {
+        name: {"losses": [0.69, 0.5], "pairs_per_second": 1, "pairs_per_second_one_epoch": 1, "peak_bytes": 1}
+        for name in ("trl", "ttpa")
+    }
+    assert train_step.summary(case, sides)["faster"] == 1
+    sides["trl"]["losses"] = [0.69, 0.51]
+    with pytest.raises(RuntimeError, match="disagree"):
+        train_step.summary(case, sides)
+
+
+def test_a_side_without_room_is_reported_and_the_others_are_compared():
+    case = train_step.CASES["cuda"]["7B-full"]
+    side = {
+        "losses": [0.69, 0.5],
+        "pairs_per_second": 1.0,
+        "pairs_per_second_one_epoch": 0.5,
+        "peak_bytes": 4 * 10**9,
+        "reference_seconds": 2.0,
+    }
+    sides = {
+        "trl": {"out_of_memory": True},
+        "trl checkpointing": side,
+        "ttpa": {**side, "pairs_per_second": 8.0, "mfu": 0.45},
+    }
+    ratios = train_step.summary(case, sides)
+    assert ratios["peer"] == "trl checkpointing" and ratios["faster"] == 8.0
+    shown = "\n".join(train_step.lines("7B-full", case, sides, ratios))
+    assert "out of memory" in shown and "45.0%" in shown and "8.00x" in shown
+    assert train_step.summary(case, {"trl": {"out_of_memory": True}, "ttpa": side}) == {}
+
+
+def test_without_its_peer_the_training_step_is_absent_with_the_reason(monkeypatch):
+    assert gpu.absence("bench/train_step.py") is None
+    monkeypatch.setitem(gpu.NEEDS, "bench/train_step.py", ("no_such_module",))
+    assert gpu.absence("bench/train_step.py") == "import no_such_module: No module named 'no_such_module'"

@@ -1,4 +1,4 @@
-"""With all weights 1 the loss, its metrics and its gradients are those of TRL's DPOTrainer on the same pairs."""
+"""A loss that TRL has, its metrics and its gradients are those of TRL's DPOTrainer on the same pairs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from datasets import Dataset
 from random_trees import random_tree
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from ttpa.losses import pair_metrics, token_dpo_loss
+from ttpa.esm.weights import WeightOptions
+from ttpa.losses import LossOptions, LossTerm, describe, pair_metrics, preference_loss
 from ttpa.model import packed_logps, use_tree_attention
-from ttpa.trees.pack import pack_trees
+from ttpa.training.examples import denominators, make_examples
+from ttpa.trees.pack import Term, pack_trees
 
 
 def make_model(seed: int) -> Qwen3ForCausalLM:
@@ -55,34 +57,62 @@ def trl_loss(trees, tokenizer, folder, options):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("name", "options", "trl_options"),
     [
-        {"loss_type": "sigmoid", "beta": 0.1},
-        {"loss_type": "sigmoid", "beta": 0.7},
-        {"loss_type": "hinge", "beta": 0.3},
-        {"loss_type": "ipo", "beta": 0.2},
-        {"loss_type": "robust", "beta": 0.3, "label_smoothing": 0.1},
+        ("sigmoid", {"beta": 0.1}, {}),
+        ("sigmoid", {"beta": 0.7}, {}),
+        ("hinge", {"beta": 0.3}, {}),
+        ("ipo", {"beta": 0.2}, {}),
+        ("robust", {"beta": 0.3, "label_smoothing": 0.1}, {"label_smoothing": 0.1}),
+        ("nca_pair", {"beta": 0.3}, {}),
+        ("apo_zero", {"beta": 0.3}, {}),
+        ("apo_down", {"beta": 0.3}, {}),
+        ("discopop", {"beta": 0.3, "discopop_tau": 0.4}, {"discopop_tau": 0.4}),
+        ("ld_dpo", {"beta": 0.3, "ld_alpha": 0.4}, {"loss_type": ["sigmoid"], "ld_alpha": 0.4}),
+        ("sft", {"beta": 0.3}, {}),
     ],
-    ids=lambda options: f"{options['loss_type']}-{options['beta']}",
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_equals_trl(options, tokenizer, tmp_path):
-    trees = [random_tree(seed, num_leaves=3) for seed in (4, 5, 6)]
+def test_equals_trl(name, options, trl_options, tokenizer, tmp_path):
+    # TRL's sft counts a chosen side once for each of its pairs, so there each tree has one pair
+    trees = [random_tree(seed, num_leaves=2 if name == "sft" else 3) for seed in (4, 5, 6)]
     want, want_grads, want_metrics = trl_loss(
-        trees, tokenizer, tmp_path, {**options, "loss_type": [options["loss_type"]]}
+        trees, tokenizer, tmp_path, {"loss_type": [name], "beta": options["beta"], **trl_options}
     )
 
     policy, reference = use_tree_attention(make_model(1)), use_tree_attention(make_model(2))
-    batch = pack_trees(trees, average=options["loss_type"] == "ipo")
+    terms = [LossTerm(name)]
+    examples = make_examples(
+        trees,
+        tokenizer=tokenizer,
+        terms=terms,
+        options=LossOptions(**options),
+        token_weights=None,
+        error_weights=WeightOptions(),
+    )
+    weights = Term([example.weights[0] for example in examples], sides=describe(name).sides)
+    batch = pack_trees([example.tree for example in examples], terms=[weights])
     logp = packed_logps(policy, batch)
     with torch.no_grad():
         ref_logp = packed_logps(reference, batch)
     trained = slice(0, batch.num_trained)
-    loss, _ = token_dpo_loss(logp_R=logp[trained], ref_logp_R=ref_logp[trained], C=batch.C, **options)
+    loss, _ = preference_loss(
+        name,
+        logp_R=logp[trained],
+        ref_logp_R=ref_logp[trained],
+        chosen_PR=batch.terms[0].chosen_PR,
+        rejected_PR=batch.terms[0].rejected_PR,
+        options=LossOptions(**options),
+        denominator=denominators(examples, terms=terms)[0],
+    )
     loss.backward()
 
-    torch.testing.assert_close(loss, want, rtol=1e-5, atol=0)
-    for name, parameter in policy.named_parameters():
-        assert (parameter.grad - want_grads[name]).norm() <= 2e-5 * want_grads[name].norm(), name
+    torch.testing.assert_close(loss.float(), want, rtol=1e-5, atol=0)
+    for parameter_name, parameter in policy.named_parameters():
+        want_grad = want_grads[parameter_name]
+        assert (parameter.grad - want_grad).norm() <= 2e-5 * want_grad.norm(), parameter_name
+    if name in ("ld_dpo", "sft"):
+        return  # TRL's metrics have LD-DPO's weights in them; for sft alone we pack no rejected sides
     got_metrics = pair_metrics(
         logp_R=logp,
         ref_logp_R=ref_logp,

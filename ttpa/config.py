@@ -84,10 +84,14 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str], *, prog: str,
 
 def save_config(config: Any, path: Path | str) -> None:
     """Write a configuration as YAML that `--config` reads back, under a temporary name that is renamed."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
     with atomic_write(path) as file:
-        yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
+        yaml.safe_dump(plain_options(config), file, sort_keys=False, allow_unicode=True)
+
+
+def plain_options(config: Any) -> dict[str, Any]:
+    """The options by name, as values that JSON and YAML know."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def run_command(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:

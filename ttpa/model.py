@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from ttpa_kernels import linear_logp
+from ttpa_kernels import linear_kl, linear_logp
 from ttpa_kernels.tree_attention.op import TreeMask, tree_attention, tree_mask
 
 from ttpa.errors import InputError
@@ -30,16 +30,17 @@ from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_comp
 TREE_ATTENTION = "ttpa_tree"
 
 
-def load_model(path: Path | str, *, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(path: Path | str, *, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """Load a causal language model from a folder or by its Hugging Face name, onto the CPU, ready for packed trees.
 
-    Tree attention is on and dropout off. Only safetensors are read and no code from the folder runs. Raises
-    InputError where there is no such model and where it cannot be run on trees (`use_tree_attention`).
+    Tree attention is on and dropout off; `options` are further ones of transformers' `from_pretrained`. Only
+    safetensors are read and no code from the folder runs. Raises InputError where there is no such model and where it
+    cannot be run on trees (`use_tree_attention`).
     """
     config = _pretrained(AutoConfig, path)
     _refuse(config, path)
     model = use_tree_attention(
-        _pretrained(AutoModelForCausalLM, path, config=config, dtype=dtype, use_safetensors=True)
+        _pretrained(AutoModelForCausalLM, path, config=config, dtype=dtype, use_safetensors=True, **options)
     )
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -201,6 +202,13 @@ def head_weight(model: PreTrainedModel) -> torch.Tensor:
     return model.get_output_embeddings().weight
 
 
+class Distribution(NamedTuple):
+    """What a model says of the next token at head rows: last hidden states `[R, H]` and the head's weight `[V, H]`."""
+
+    hidden_RH: torch.Tensor
+    weight_VH: torch.Tensor
+
+
 def packed_logps(model: PreTrainedModel, batch: TreeBatch, *, report: bool = True) -> torch.Tensor:
     """Log-probabilities in nats, fp32, of the head rows of packed trees.
 
@@ -208,14 +216,63 @@ def packed_logps(model: PreTrainedModel, batch: TreeBatch, *, report: bool = Tru
     only the first `batch.num_trained` rows are computed. The same weights give the same bits with and without a
     gradient.
     """
-    weight_VH, trained = head_weight(model), batch.num_trained
-    hidden_TH = packed_hidden(model, batch).to(weight_VH.dtype)  # they differ under autocast
-    logp_R = linear_logp(hidden_TH[batch.row_R[:trained]], weight_VH, batch.target_R[:trained])
-    if not report:
-        return logp_R
-    with torch.no_grad():
-        reported_R = linear_logp(hidden_TH[batch.row_R[trained:]], weight_VH, batch.target_R[trained:])
-    return torch.cat([logp_R, reported_R])
+    return packed_logps_and_kl(model, batch, reference=None, report=report)[0]
+
+
+HeadAdapter = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
+"""From the head's input the options `adapter_RA` and `adapter_VA` of `linear_logp`."""
+
+
+def packed_logps_and_kl(
+    model: PreTrainedModel,
+    batch: TreeBatch,
+    *,
+    reference: Distribution | None,
+    report: bool,
+    adapter: HeadAdapter | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`packed_logps`, and KL(reference || model) in nats, fp32, with a gradient, of the trained rows, None without a
+    reference (`packed_distribution` of the same batch). `adapter` is a low-rank adapter of the head, which goes with
+    log-probabilities alone."""
+    assert reference is None or adapter is None
+    hidden_TH, weight_VH = _head_inputs(model, batch)
+
+    def logps(rows: slice) -> torch.Tensor:
+        hidden_RH = hidden_TH[batch.row_R[rows]]
+        low = {} if adapter is None else adapter(hidden_RH)
+        return linear_logp(
+            hidden_RH,
+            weight_VH,
+            batch.target_R[rows],
+            adapter_RA=low.get("adapter_RA"),
+            adapter_VA=low.get("adapter_VA"),
+        )
+
+    trained, kl_R = slice(0, batch.num_trained), None
+    logp_R = logps(trained)
+    if reference is not None:
+        kl_R = linear_kl(hidden_TH[batch.row_R[trained]], weight_VH, reference.hidden_RH, reference.weight_VH)
+    if report:
+        with torch.no_grad():
+            reported_R = logps(slice(batch.num_trained, None))
+        logp_R = torch.cat([logp_R, reported_R])
+    return logp_R, kl_R
+
+
+@torch.no_grad()
+def packed_distribution(model: PreTrainedModel, batch: TreeBatch) -> Distribution:
+    """What the model says at the trained rows; the weight is a copy, so that the model may change afterwards."""
+    hidden_TH, weight_VH = _head_inputs(model, batch)
+    return Distribution(hidden_TH[batch.row_R[: batch.num_trained]], weight_VH.clone())
+
+
+def _head_inputs(model: PreTrainedModel, batch: TreeBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and the head's weight in the dtype in which matrix products are computed, which under autocast is
+    neither that of the residual stream nor that of the weight."""
+    hidden_TH, weight_VH = packed_hidden(model, batch), head_weight(model)
+    device = hidden_TH.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
+    return hidden_TH.to(dtype), weight_VH.to(dtype)
 
 
 @contextmanager

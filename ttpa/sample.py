@@ -32,6 +32,7 @@ from ttpa.data.dialogues import Dialogue, read_dialogues
 from ttpa.data.messages import calls_of
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
+from ttpa.hashes import hash_of_model, hash_of_tokenizer
 from ttpa.model import load_model, load_tokenizer
 from ttpa.sampling import fingerprint
 from ttpa.sampling.blocks import BlockedRun
@@ -127,8 +128,8 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
 
     settings = {
         "model": str(source),
-        "model hash": fingerprint.hash_of_model(model),
-        "tokenizer hash": fingerprint.hash_of_tokenizer(tokenizer),
+        "model hash": hash_of_model(model),
+        "tokenizer hash": hash_of_tokenizer(tokenizer),
         "data hash": fingerprint.hash_of_dialogues(dialogues),
         **{name: getattr(config, name) for name in ("max_length", "block_size", "bf16")},
         **asdict(config.sampling()),

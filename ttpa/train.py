@@ -3,44 +3,72 @@
     python -m ttpa.train                                          # embedded model and dialogues
     python -m ttpa.train --model ORG/MODEL --data rows.jsonl      # your model, your preferences
     python -m ttpa.train --loss_type sft                          # the control: likelihood of the chosen sides
+    torchrun --nproc-per-node 8 -m ttpa.train --config run.yaml   # sharded over the GPUs of a node
+    python -m ttpa.train --config run.yaml --plan                 # memory, steps and time, before anything is loaded
 
 Without --data, the model itself samples trees from dialogues about the built-in tools and is trained on them, --rounds
 times. The reference model of a round is the model as it stood at its start. Everything goes to the run folder:
-config.yaml, metrics.jsonl, data_report.json, trees.jsonl (what was sampled), summary.json, and final/, a Hugging Face
-model folder. The folder of an earlier run can be used again, as with other trainers: its files are then replaced, once
-the model is loaded and the data is read.
+config.yaml, metrics.jsonl, data_report.json, trees.jsonl (what was sampled), checkpoints/, summary.json, and final/, a
+Hugging Face model folder. The folder of an earlier run can be used again, as with other trainers: its files are then
+replaced, once the model is loaded and the data is read. --resume auto goes on from the newest checkpoint instead. Told
+to stop (SIGTERM, SIGUSR1), a run saves a checkpoint and exits with code 75.
 """
 
 from __future__ import annotations
 
-import functools
+import json
 import math
 import platform
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ttpa.config import parse_config, run_command
+from ttpa.config import parse_config, plain_options, run_command
 from ttpa.construct import Split, construct_dialogues
 from ttpa.data.dialogues import Dialogue, read_dialogues
 from ttpa.data.read import read_data
+from ttpa.data.report import DataReport
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
-from ttpa.evaluation import Evaluation, compare, comparison_table, evaluate_calls
-from ttpa.model import load_model, load_tokenizer
+from ttpa.evaluation import comparison_table
+from ttpa.evaluation.exam import Evaluations, dump, load, results, take_exam
+from ttpa.model import load_tokenizer
 from ttpa.sampling import Progress, SamplingOptions, sample_trees
+from ttpa.sampling.report import SamplingReport
+from ttpa.training.card import check_push, model_card, push_to_hub
+from ttpa.training.checkpoint import Checkpoints
 from ttpa.training.config import TrainConfig
-from ttpa.training.loop import train_round
-from ttpa.training.run_folder import RunFolder
-from ttpa.trees.io import write_trees
+from ttpa.training.distributed import World, joined_world
+from ttpa.training.loop import Run, train_round
+from ttpa.training.monitor import Monitor
+from ttpa.training.objective import Objective
+from ttpa.training.optimizer import make_optimizer
+from ttpa.training.plan import make_plan, model_without_weights, plan_text, planned_examples
+from ttpa.training.plan_table import explain_out_of_memory, out_of_memory
+from ttpa.training.run_folder import CHECKPOINTS, RunFolder
+from ttpa.training.setup import (
+    References,
+    copy_back,
+    decodable,
+    fingerprint,
+    load_trainable,
+    make_objective,
+    make_policy,
+    make_round,
+    save_trained,
+)
+from ttpa.training.stop import StopSignal
+from ttpa.training.trackers import tracker_names
+from ttpa.trees.io import iterate_trees, tree_line, write_trees
 from ttpa.trees.record import PreferenceTree
 
 DESCRIPTION = "Train a model on preferences inside its tool calls: sample, score, train, evaluate."
@@ -54,165 +82,329 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """The whole run, from configuration to summary.json, whose content is returned; raises InputError as its parts."""
-    run, clock = RunFolder(config.output), Clock()
-    sampling_options(config)  # refused before anything is loaded
-    with clock.phase("load"):
-        source = MODEL_DIR if config.model is None else config.model
-        tokenizer = load_tokenizer(source)
-        model = load_model(source, dtype=torch.float32)
-        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
-    print(f"model     {source}: {model.num_parameters():,} parameters on {model.device}")
-    exam = Exam(config, model, tokenizer, clock)
-
-    rounds: Iterable[list[PreferenceTree]]
-    if config.data is not None:
-        rounds = [given_trees(config, model, tokenizer, run, clock)]
-    else:
-        begin(run, config)
-        rounds = sampled_trees(config, model, tokenizer, run, clock)  # lazy: each round samples the model of its time
-
-    before = exam.take("before")
-    done = Counter[str]()
-    for number, trees in enumerate(rounds, start=1):
-        pairs = sum(len(tree.pairs) for tree in trees)
-        print(f"train     round {number} of {config.rounds}: {pairs} pairs in {len(trees)} trees, {config.loss_type}")
-        log = functools.partial(log_line, run, number)
-        with clock.phase("train"):
-            done += Counter(train_round(model, tokenizer, trees, config=config, log=log, seed=config.seed + number))
-    after = exam.take("after")
-
-    with clock.phase("save"):
-        final = run.save_model(model, tokenizer)
-    summary = {
-        **results(before, after),
-        "model": str(source),
-        **done,
-        "seconds": clock.seconds,
-        "seed": config.seed,
-        "versions": versions(),
-    }
-    run.save_json("summary.json", summary)
-    for name in before:
-        print(f"\n{name}\n{comparison_table(before[name], after[name])}")
-    print(f"\nThe trained model is in {final}, the numbers are in {run.path / 'summary.json'}")
-    return summary
-
-
-def begin(run: RunFolder, config: TrainConfig) -> None:
-    """Start the run folder, once nothing is left that a wrong option could break."""
-    if run.begin(config):
-        print(f"output    {run.path}: the files of an earlier run are replaced")
-
-
-def given_trees(
-    config: TrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, clock: Clock
-) -> list[PreferenceTree]:
-    """The trees of --data, with the report of what was read; raises InputError where nothing is left of it."""
-    assert config.data is not None
-    with clock.phase("read"):
-        trees, report = read_data(
-            config.data, tokenizer=tokenizer, max_length=longest(config, model), on_overlength=config.on_overlength
+    # what can be refused before anything is loaded
+    sampling_options(config)
+    objective = make_objective(config)
+    tracker_names(config.report_to)
+    if config.push_to_hub is not None:
+        check_push(config.push_to_hub)
+    if config.plan:
+        print(plan_of(config, objective))
+        return {}
+    with joined_world() as world, StopSignal() as stop:
+        job = Job(config, world)
+        with job.clock.phase("load"):
+            model, start_key = load_trainable(job.source, config=config, world=world, references=job.references)
+        job.say(f"model     {job.source}: {model.num_parameters():,} parameters on {world.size} x {world.device.type}")
+        given = given_trees(job, model)
+        checkpoints = Checkpoints(
+            job.run.path / CHECKPOINTS,
+            world=world,
+            fingerprint=fingerprint(config, model=start_key, trees=None if given is None else given.trees),
+            keep_last=config.keep_last,
+            keep_best=config.keep_best,
         )
-    begin(run, config)
-    run.save_json("data_report.json", report.to_dict())
-    print(report.table())
-    check_trees(trees, model, config)
-    return trees
+        found = find_checkpoint(config, checkpoints)
+        state = None if found is None else checkpoints.state(found)
+        if state is None:
+            begin(job)
+        else:
+            job.say(f"resume    {found}: round {state['round']}, step {state['step']}")
+        if given:
+            job.run.save_json("data_report.json", given.report.to_dict())
+            job.say(given.report.table())
+        before = examine(job, model, "before", begun=state is not None)
+        with Monitor(
+            job.run,
+            logging_steps=config.logging_steps,
+            report_to=config.report_to,
+            options=plain_options(config),
+            world=world,
+        ) as monitor:
+            run = Run(config, world, objective, monitor, checkpoints, stop)
+            if state is not None:
+                monitor.restore(state["monitor"])
+                run.restore(state)
+            for number, trees in [(1, given.trees)] if given else sampled_trees(job, model, state):
+                with job.clock.phase("train"):
+                    key = job.references.key(model) if number > 1 else start_key
+                    one_round(job, run, model, number, trees, given.eval_trees if given else [], key=key, found=found)
+                found = None
+        after = examine(job, model, "after", begun=False)
+        with job.clock.phase("save"):
+            final = save_trained(model, job.tokenizer, job.run, config=config, source=str(job.source))
+        summary = {
+            **results(before, after),
+            "model": str(job.source),
+            **run.done,
+            "skipped_steps": run.skipped,
+            "seconds": job.clock.seconds,
+            "seed": config.seed,
+            "processes": world.size,
+            "versions": versions(),
+        }
+        job.run.save_json("summary.json", summary)
+        publish(job, final, summary)
+        for name in before:
+            job.say(f"\n{name}\n{comparison_table(before[name], after[name])}")
+        job.say(f"\nThe trained model is in {final}, the numbers are in {job.run.path / 'summary.json'}")
+        return summary
+
+
+def one_round(
+    job: Job,
+    run: Run,
+    model: PreTrainedModel,
+    number: int,
+    trees: list[PreferenceTree],
+    eval_trees: list[PreferenceTree],
+    *,
+    key: str,
+    found: Path | None,
+) -> None:
+    """Train a model on trees, from a checkpoint of this round on where there is one. `key` is that of the model's
+    log-probabilities as it is; a checkpoint knows the one of the model as it was when its round began."""
+    config, world = job.config, job.world
+    pairs, state = sum(len(tree.pairs) for tree in trees), {} if found is None else run.checkpoints.state(found)
+    job.say(f"train     round {number} of {config.rounds}: {pairs} pairs in {len(trees)} trees, {config.loss_type}")
+    try:
+        policy = make_policy(model, config=config, world=world)
+        optimizer = make_optimizer(policy, config=config)
+        run.reference_key = state.get("reference", key)
+        round = make_round(
+            number,
+            trees,
+            policy,
+            eval_trees=eval_trees,
+            config=config,
+            objective=run.objective,
+            references=job.references,
+            key=run.reference_key,
+            begun=bool(state) and number > 1,
+        )
+        if found is not None:
+            _, tensors = run.checkpoints.load(found, policy=policy, optimizer=optimizer)
+            if round.moving is not None:
+                round.moving.load_state(tensors)
+        train_round(policy, optimizer, round, run, first_step=state.get("step", 0))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        planned = make_plan(
+            planned_examples(trees, tokenizer=job.tokenizer, objective=run.objective, config=config),
+            model=model_without_weights(job.source, config=config),
+            objective=run.objective,
+            config=config,
+            device=world.device,
+            world_size=world.size,
+            grouped=world.grouped,
+        )
+        raise InputError(explain_out_of_memory(error, planned.table, world.device)) from error
+    copy_back(policy, model)
+
+
+def plan_of(config: TrainConfig, objective: Objective) -> str:
+    """What --plan prints; no weights are loaded."""
+    assert config.data is not None
+    source: Path | str = MODEL_DIR if config.model is None else config.model
+    tokenizer, device = load_tokenizer(source), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    length = longest(config, model_without_weights(source, config=config))
+    trees, _ = read_data(config.data, tokenizer=tokenizer, max_length=length, on_overlength=config.on_overlength)
+    size = config.world_size or 1
+    return plan_text(
+        trees,
+        source=source,
+        tokenizer=tokenizer,
+        objective=objective,
+        config=config,
+        device=device,
+        world_size=size,
+        grouped=size > 1,
+    )
+
+
+def publish(job: Job, final: Path, summary: dict[str, Any]) -> None:
+    """Write the model card, and upload the model where that was asked for."""
+    if not job.world.main:
+        return
+    config = job.config
+    report = json.loads((job.run.path / "data_report.json").read_text(encoding="utf-8"))
+    options, name = plain_options(config), config.push_to_hub
+    card = model_card(source=config.model, summary=summary, options=options, report=report, name=name)
+    job.run.save_text(f"{final.name}/README.md", card)
+    if name is not None:
+        print(f"uploaded  {push_to_hub(final, name, private=config.hub_private_repo)}")
+
+
+class Job:
+    """What stays the same in a run."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config, self.world = config, world
+        self.run, self.clock = RunFolder(config.output, main=world.main), Clock()
+        self.source: Path | str = MODEL_DIR if config.model is None else config.model
+        self.tokenizer = load_tokenizer(self.source)
+        folder = config.output / "reference" if config.reference_cache is None else config.reference_cache
+        self.references = References(config=config, tokenizer=self.tokenizer, world=world, folder=folder)
+
+    def say(self, text: str) -> None:
+        """Print once, not in every process."""
+        if self.world.main:
+            print(text, flush=True)
+
+
+def begin(job: Job) -> None:
+    """Start the run folder, once nothing is left that a wrong option could break."""
+    job.world.barrier()
+    if job.run.begin(job.config):
+        job.say(f"output    {job.run.path}: the files of an earlier run are replaced")
+
+
+def find_checkpoint(config: TrainConfig, checkpoints: Checkpoints) -> Path | None:
+    """Where --resume goes on, None where it begins; raises InputError for a folder that is not there."""
+    if config.resume in (None, "none"):
+        return None
+    if config.resume == "auto":
+        return checkpoints.latest()
+    path = Path(config.resume or "")
+    if not path.is_dir():
+        raise InputError("there is no such checkpoint; --resume auto takes the newest one of --output", path=path)
+    if path.resolve().parent != (config.output / CHECKPOINTS).resolve():
+        raise InputError(f"--resume {path} is not of this run: give its folder as --output, whose log goes on as well")
+    return path
+
+
+@dataclass(frozen=True)
+class Given:
+    """The trees of --data, the report of what was read, and the trees of --eval_preferences."""
+
+    trees: list[PreferenceTree]
+    report: DataReport
+    eval_trees: list[PreferenceTree]
+
+
+def given_trees(job: Job, model: PreTrainedModel) -> Given | None:
+    """What the user gave to train on; raises InputError where nothing is left of it."""
+    config = job.config
+    if config.data is None:
+        return None
+
+    def read(path: Path) -> tuple[list[PreferenceTree], DataReport]:
+        trees, report = read_data(
+            path, tokenizer=job.tokenizer, max_length=longest(config, model), on_overlength=config.on_overlength
+        )
+        if not any(tree.pairs for tree in trees):
+            begin(job)
+            job.run.save_json("data_report.json", report.to_dict())
+            job.say(report.table())
+            raise InputError(f"no pair of completions is left in {path}; {config.output}/data_report.json says why")
+        check_trees(trees, model, where=str(path))
+        return trees, report
+
+    with job.clock.phase("read"):
+        trees, report = read(config.data)
+        return Given(trees, report, [] if config.eval_preferences is None else read(config.eval_preferences)[0])
 
 
 def sampled_trees(
-    config: TrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, clock: Clock
-) -> Iterator[list[PreferenceTree]]:
-    """In each round, trees that the model as it is then samples from new dialogues; all of them go to trees.jsonl."""
+    job: Job, model: PreTrainedModel, state: dict[str, Any] | None
+) -> Iterator[tuple[int, list[PreferenceTree]]]:
+    """In each round, trees that the model as it is then samples from new dialogues; all of them go to trees.jsonl, from
+    where a run that goes on takes those that were sampled before."""
+    config, world = job.config, job.world
     dialogues = construct_dialogues(config.num_dialogues * config.rounds, split="preference", seed=config.seed)
     trees: list[PreferenceTree] = []
     reports: list[dict[str, Any]] = []
-    for number in range(config.rounds):
-        part = dialogues[number * config.num_dialogues :][: config.num_dialogues]
-        print(f"sample    round {number + 1} of {config.rounds}: {len(part)} dialogues")
-        with clock.phase("sample"), Bar("sampling") as bar:
-            new, report = sample_trees(
-                model,
-                tokenizer,
-                part,
-                options=sampling_options(config),
-                max_length=longest(config, model),
-                progress=bar.show,
-            )
-        print(f"          {report.pairs} pairs in {report.trees} trees out of {report.decisions} calls")
-        trees += new
-        reports.append(report.to_dict())
-        write_trees(run.path / "trees.jsonl", trees)
-        run.save_json("data_report.json", {"rounds": reports})
-        if number > 0 and not new:
-            print("          nothing left to prefer: the model gets every call of these dialogues right")
-            return
-        check_trees(new, model, config)
-        yield new
-
-
-class Exam:
-    """The evaluation of a run: the same dialogues before and after, each set apart."""
-
-    def __init__(
-        self, config: TrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, clock: Clock
-    ) -> None:
-        self.config, self.model, self.tokenizer, self.clock = config, model, tokenizer, clock
-        self.sets: dict[str, list[Dialogue]] = {}
-        if config.eval_data is not None:
-            self.sets[config.eval_data.name] = read_dialogues(config.eval_data)
-        elif config.model is None and config.num_eval_dialogues:
-            number = config.num_eval_dialogues
-            sizes: dict[Split, int] = {
-                "heldout": number,
-                "unseen_phrasings": math.ceil(number / 4),
-                "unseen_tools": math.ceil(number / 4),
-            }
-            self.sets = {split: construct_dialogues(size, split=split, seed=0) for split, size in sizes.items()}
-
-    def take(self, when: str) -> dict[str, Evaluation]:
-        """Evaluate the model as it is now; raises InputError for a set in which no tool is called."""
-        found = {}
-        for name, dialogues in self.sets.items():
-            with self.clock.phase(f"evaluate {when}"):
-                evaluation = evaluate_calls(
-                    self.model,
-                    self.tokenizer,
-                    dialogues,
-                    batch_size=self.config.decode_batch_size,
-                    max_new_tokens=self.config.max_new_tokens,
-                    max_length=longest(self.config, self.model),
+    if state is not None:
+        reports = json.loads((job.run.path / "data_report.json").read_text(encoding="utf-8"))["rounds"]
+        trees = list(iterate_trees(job.run.path / "trees.jsonl"))[: sum(report["trees"] for report in reports)]
+        world.barrier()
+    for number in range(state["round"] if state else 1, config.rounds + 1):
+        if len(reports) < number:
+            part = dialogues[(number - 1) * config.num_dialogues :][: config.num_dialogues]
+            job.say(f"sample    round {number} of {config.rounds}: {len(part)} dialogues")
+            first, last = (len(part) * rank // world.size for rank in (world.rank, world.rank + 1))
+            with job.clock.phase("sample"), computing(model, job) as whole, Bar("sampling", shown=world.main) as bar:
+                new, report = sample_trees(
+                    whole,
+                    job.tokenizer,
+                    part[first:last],
+                    options=sampling_options(config),
+                    max_length=longest(config, model),
+                    progress=bar.show,
                 )
-            number = len(evaluation.outcomes)
-            if not number:
-                raise InputError(f"--eval_data: {name} has no tool call to evaluate (left out: {evaluation.dropped})")
-            print(f"evaluate  {name} {when}: {evaluation.exact} of {number} calls exact")
-            found[name] = evaluation
-        return found
+            report = SamplingReport.merge(
+                [
+                    SamplingReport.from_dict(json.loads(text))
+                    for text in world.gather_texts(json.dumps(report.to_dict()))
+                ]
+            )
+            lines = world.gather_texts("".join(tree_line(tree) for tree in new))
+            trees += [PreferenceTree.from_dict(json.loads(line)) for line in "".join(lines).split("\n") if line]
+            job.say(f"          {report.pairs} pairs in {report.trees} trees out of {report.decisions} calls")
+            reports.append(report.to_dict())
+            if world.main:
+                write_trees(job.run.path / "trees.jsonl", trees)
+            job.run.save_json("data_report.json", {"rounds": reports})
+        start = sum(report["trees"] for report in reports[: number - 1])
+        new = trees[start:][: reports[number - 1]["trees"]]
+        if number > 1 and not new:
+            job.say("          nothing left to prefer: the model gets every call of these dialogues right")
+            return
+        if not new:
+            raise InputError(
+                "the model is of one mind everywhere: give more --num_dialogues, or a lower --min_probability"
+            )
+        yield number, new
 
 
-def results(before: dict[str, Evaluation], after: dict[str, Evaluation]) -> dict[str, Any]:
-    """What summary.json says of the evaluation: the first set on top (shares in [0, 1], the 95 % interval of their
-    difference), all sets in full below."""
-    if not before:
-        return {"exact_calls": None, "esm_score": None, "errors": None, "evaluations": {}}
-    full = {
-        name: {
-            "before": before[name].to_dict(),
-            "after": after[name].to_dict(),
-            "difference": compare(before[name], after[name]).to_dict(),
+def examine(job: Job, model: PreTrainedModel, when: str, *, begun: bool) -> Evaluations:
+    """The exact calls of the model as it is now; of a run that goes on, the result from before its first step."""
+    config, kept = job.config, job.run.path / "before.json"
+    sets: dict[str, list[Dialogue]] = {}
+    if begun and kept.exists():
+        return load(kept.read_text(encoding="utf-8"))
+    if config.eval_data is not None:
+        sets[config.eval_data.name] = read_dialogues(config.eval_data)
+    elif config.model is None and config.num_eval_dialogues:
+        number = config.num_eval_dialogues
+        sizes: dict[Split, int] = {
+            "heldout": number,
+            "unseen_phrasings": math.ceil(number / 4),
+            "unseen_tools": math.ceil(number / 4),
         }
-        for name in before
-    }
-    main = next(iter(full.values()))
-    sides = {side: main[side] for side in ("before", "after")}
-    interval = [points / 100 for points in main["difference"]["interval"]]
-    return {
-        "exact_calls": {**{side: part["exact_share"] for side, part in sides.items()}, "interval": interval},
-        "esm_score": {side: part["esm_score"] for side, part in sides.items()},
-        "errors": {side: part["errors"] for side, part in sides.items()},
-        "evaluations": full,
-    }
+        sets = {split: construct_dialogues(size, split=split, seed=0) for split, size in sizes.items()}
+    if not sets:
+        return {}
+    with job.clock.phase(f"evaluate {when}"), computing(model, job) as whole:
+        found = take_exam(
+            sets,
+            whole,
+            job.tokenizer,
+            batch_size=config.decode_batch_size,
+            max_new_tokens=config.max_new_tokens,
+            max_length=longest(config, model),
+            rank=job.world.rank,
+            size=job.world.size,
+            gather=job.world.gather_texts,
+        )
+    for name, evaluation in found.items():
+        job.say(f"evaluate  {name} {when}: {evaluation.exact} of {len(evaluation.outcomes)} calls exact")
+    if when == "before":
+        job.run.save_text("before.json", dump(found))
+    return found
+
+
+@contextmanager
+def computing(model: PreTrainedModel, job: Job) -> Iterator[PreTrainedModel]:
+    """The model as it is decoded with, on this process's device; it goes back to where it waits while a copy is
+    trained."""
+    home, whole = model.device, decodable(model, config=job.config)
+    whole.to(job.world.device)  # type: ignore[arg-type]
+    try:
+        yield whole
+    finally:
+        model.to(home)  # type: ignore[arg-type]
 
 
 def longest(config: TrainConfig, model: PreTrainedModel) -> int | None:
@@ -233,31 +425,24 @@ def sampling_options(config: TrainConfig) -> SamplingOptions:
     )
 
 
-def check_trees(trees: list[PreferenceTree], model: PreTrainedModel, config: TrainConfig) -> None:
-    """Raise InputError where there is nothing to train on, and for token ids that the model does not have."""
-    if not any(tree.pairs for tree in trees):
-        where = config.data or "the sampled trees (give more --num_dialogues, or a lower --min_probability)"
-        raise InputError(f"no pair of completions is left in {where}; {config.output}/data_report.json says why")
-    highest = max(max(ids) for tree in trees for ids in (tree.prompt_ids, *(node.ids for node in tree.nodes)))
+def check_trees(trees: Sequence[PreferenceTree], model: PreTrainedModel, *, where: str) -> None:
+    """Raise InputError for token ids that the model does not have."""
+    highest = max(
+        (max(ids) for tree in trees for ids in (tree.prompt_ids, *(node.ids for node in tree.nodes))), default=0
+    )
     vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if highest >= vocabulary:
         raise InputError(
-            f"a tree has the token id {highest}, and the model has {vocabulary} tokens: the trees were made with "
-            "another tokenizer",
-            path=config.data,
+            f"a tree of {where} has the token id {highest}, and the model has {vocabulary} tokens: the trees were made "
+            "with another tokenizer"
         )
-
-
-def log_line(run: RunFolder, number: int, metrics: dict[str, float]) -> None:
-    """One line of metrics.jsonl."""
-    run.log({"round": number, **metrics})
 
 
 class Bar(tqdm):
     """A progress bar whose length is known once the work is under way; only shown in a terminal."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(desc=name, unit="call", disable=None)
+    def __init__(self, name: str, *, shown: bool) -> None:
+        super().__init__(desc=name, unit="call", disable=None if shown else True)
 
     def show(self, progress: Progress) -> None:
         """Show how many decisions are done."""

@@ -9,13 +9,11 @@ from typing import Any
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.rules import RULES, alternatives
-from ttpa.tools.hermes import CLOSE, OPEN, ParsedCall, parse
-from ttpa.tools.json_scan import Span
-from ttpa.tools.schema import functions, schema_at
+from ttpa.tools.fields import character_fields
 from ttpa.tools.tokens import completion_text
 
 FIELD_WEIGHT = {"name": 3.0, "key": 2.5, "value": 2.0, "bracket": 1.5, "string": 1.0, "other": 0.5}
-"""How much a score counts by field class; `value` is a number, a word (true, null) or one of an enum."""
+"""How much a score counts by field class (those of `character_fields`, tags left out)."""
 
 
 @dataclass(frozen=True)
@@ -72,46 +70,9 @@ def token_fields(tokenizer: Any, ids: Sequence[int], tools: Sequence[dict[str, A
     read to its end, what was not read is `other`.
     """
     text, spans = completion_text(tokenizer, ids)
-    of_character: list[str | None] = [None] * (len(text) + 1)
-    schemas = functions(tools)
-    for call in parse(text).calls:
-        _mark_call(of_character, text, call, schemas.get(call.name or "", {}).get("parameters", {}))
+    of_character = character_fields(text, tools)
     fields: list[str | None] = []
     for start, end in spans:
-        found = {field for field in of_character[start : max(end, start + 1)] if field is not None}
+        found = set(of_character[start : max(end, start + 1)])
         fields.append(max((f for f in FIELD_WEIGHT if f in found), key=FIELD_WEIGHT.__getitem__, default=None))
     return fields
-
-
-def _mark_call(of_character: list[str | None], text: str, call: ParsedCall, parameters: dict[str, Any]) -> None:
-    def mark(field: str, span: Span) -> None:
-        of_character[span[0] : span[1]] = [field] * (span[1] - span[0])
-
-    assert call.span is not None  # the call was read from text
-    start, end = call.span
-    start += len(OPEN) * text.startswith(OPEN, start)
-    end -= len(CLOSE) * text[start:end].endswith(CLOSE)
-    mark("bracket" if call.complete else "other", (start, end))
-    if call.name_span is not None:
-        mark("name", call.name_span)
-    for pointer, field in call.fields.items():
-        if field.key_span is not None:
-            mark("key", field.key_span)
-        if isinstance(field.value, dict | list):
-            if not call.complete:
-                mark("bracket", field.value_span)
-            continue
-        listed = "enum" in schema_at(parameters, _path(pointer, call.arguments))
-        mark("string" if isinstance(field.value, str) and not listed else "value", field.value_span)
-
-
-def _path(pointer: str, arguments: Any) -> list[str | int]:
-    """The parts of a JSON pointer into the arguments, indexes of lists as numbers."""
-    path: list[str | int] = []
-    for part in pointer.split("/")[1:]:
-        key: str | int = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(arguments, list):
-            key = int(key)
-        arguments = arguments[key]
-        path.append(key)
-    return path

@@ -1,45 +1,9 @@
-"""Batches of whole trees, and the packs that one batch is cut into."""
+"""Which trees an optimizer step takes."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-
-from ttpa.esm.weights import WeightOptions, pair_weights
-from ttpa.trees.pack import PairWeights, TreeBatch, pack_trees, plan_packs
-from ttpa.trees.record import Pair, PreferenceTree
-
-
-@dataclass(frozen=True)
-class Example:
-    """A tree with the token weights of its pairs."""
-
-    tree: PreferenceTree
-    weights: list[PairWeights]
-
-
-def preference_examples(trees: Sequence[PreferenceTree], *, tokenizer: Any, options: WeightOptions) -> list[Example]:
-    """The trees that have pairs, each pair with the weights that ESM's errors give its tokens; raises InputError for a
-    tokenizer that `token_spans` cannot read."""
-    return [
-        Example(tree, [pair_weights(tree, pair, tokenizer, options) for pair in tree.pairs])
-        for tree in trees
-        if tree.pairs
-    ]
-
-
-def likelihood_examples(trees: Sequence[PreferenceTree]) -> list[Example]:
-    """The trees that have pairs, for the likelihood of their chosen leaves: a leaf that several pairs prefer counts
-    once. A leaf is paired with itself, so that its path alone is packed, and weighs 0 on the rejected side."""
-    examples = []
-    for tree in trees:
-        leaves = sorted({pair.chosen for pair in tree.pairs})
-        weights: list[PairWeights] = [(tree.trained(leaf), [0.0] * len(tree.trained(leaf))) for leaf in leaves]
-        if leaves:
-            examples.append(Example(replace(tree, pairs=[Pair(leaf, leaf) for leaf in leaves]), weights))
-    return examples
 
 
 def epoch_batches(num_pairs: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -73,20 +37,3 @@ def plan_steps(
         steps += [(epoch + done / len(batches), batch) for done, batch in enumerate(batches, start=1)]
         epoch += 1
     return steps if max_steps < 0 else steps[:max_steps]
-
-
-def packs(
-    examples: Sequence[Example], *, pack_tokens: int, average: bool, train_chosen: bool = False
-) -> list[TreeBatch]:
-    """The examples of one optimizer step in packs of at most `pack_tokens` tokens (a longer tree has a pack of its
-    own); `average` and `train_chosen` are those of `pack_trees`."""
-    trees = [example.tree for example in examples]
-    return [
-        pack_trees(
-            [trees[i] for i in pack],
-            weights=[examples[i].weights for i in pack],
-            average=average,
-            train_chosen=train_chosen,
-        )
-        for pack in plan_packs(trees, max_tokens=pack_tokens)
-    ]

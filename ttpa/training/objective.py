@@ -1,65 +1,176 @@
-"""Loss and gradient of one pack."""
+"""The loss of a run, a weighted sum of terms, over the packs of an optimizer step."""
 
 from __future__ import annotations
 
-from typing import cast
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel
 from ttpa_kernels.token_dpo.pairs import PairMatrix
 
-from ttpa.losses import LossType, pair_metrics, token_dpo_loss
-from ttpa.model import packed_logps
-from ttpa.training.config import TrainConfig
-from ttpa.trees.pack import TreeBatch
+from ttpa.losses import (
+    Leaves,
+    LossOptions,
+    LossTerm,
+    describe,
+    packed_leaves,
+    pair_metrics,
+    preference_loss,
+    start_loss,
+)
+from ttpa.training.classes import class_metrics, class_sums
+from ttpa.training.examples import Example, denominators
+from ttpa.training.flops import ModelShape, pack_flops, size_of_trees
+from ttpa.training.policy import Rows
+from ttpa.trees.pack import Term, TreeBatch, pack_trees
+
+Metrics = dict[str, float]
+SUM = "sum/"  # marks sums by token class among parts of means
 
 
-def backward(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel | None,
-    pack: TreeBatch,
-    *,
-    config: TrainConfig,
-    denominator: float,
-    num_chosen_rows: int,
-) -> dict[str, float]:
-    """Add the gradient of one pack to the policy's and return its part of the optimizer step's metrics.
+@dataclass(frozen=True)
+class Objective:
+    """The terms of a loss and what they were told.
 
-    `denominator` is that of the whole step: the sum of the parts over the packs of a step is the step's metrics, and
-    both they and the gradient do not depend on how the step is cut into packs. `reference` is None for `sft`, whose
-    loss is `-sum logp / denominator` over the chosen tokens that the model wrote.
+    Every value is a sum over pairs, tokens or trees divided by how many there are in the whole optimizer step, over
+    all packs and processes: the sum of the parts is the step's, and does not depend on how the step is cut.
     """
-    pairs = PairMatrix.from_sparse(pack.C).to(policy.device)  # read where the pack was made: on the CPU
-    pack = pack.to(policy.device)
-    with torch.autocast(policy.device.type, torch.bfloat16, enabled=config.bf16):
-        logp_R = packed_logps(policy, pack, report=reference is not None)
-        if reference is not None:
-            with torch.no_grad():
-                ref_logp_R = packed_logps(reference, pack)
-    if reference is None:
-        loss = -(pack.C @ logp_R.double()).sum() / denominator
-        loss.backward()
-        return {"loss": loss.item()}
-    trained = slice(0, pack.num_trained)
-    loss, weighted = token_dpo_loss(
-        logp_R=logp_R[trained],
-        ref_logp_R=ref_logp_R[trained],
-        C=pairs,
-        beta=config.beta,
-        loss_type=cast(LossType, config.loss_type),
-        label_smoothing=config.label_smoothing,
-        denominator=denominator,
-    )
-    nll = -logp_R[pack.chosen_rows].double().sum() / max(num_chosen_rows, 1)
-    (loss + config.sft_weight * nll).backward()
-    means = pair_metrics(
-        logp_R=logp_R,
-        ref_logp_R=ref_logp_R,
-        chosen_PR=pack.chosen_PR,
-        rejected_PR=pack.rejected_PR,
-        beta=config.beta,
-    )
-    share = len(pack.pairs) / denominator
-    losses = {"loss/preference": loss.item(), "loss/sft": nll.item()}
-    losses["loss"] = losses["loss/preference"] + config.sft_weight * losses["loss/sft"]
-    return {**losses, **{name: mean * share for name, mean in (means | weighted).items()}}
+
+    terms: tuple[LossTerm, ...]
+    options: LossOptions
+
+    @cached_property
+    def reference(self) -> str:
+        """What the reference model has to give: none, logps (of the tokens), distribution (over the vocabulary)."""
+        needs = [describe(term.name).reference for term in self.terms]
+        return max(needs, key=("none", "logps", "distribution").index)
+
+    @cached_property
+    def scores(self) -> bool:
+        """Whether some term weighs tokens by the scores of helper models."""
+        return any(describe(term.name).scores for term in self.terms)
+
+    @cached_property
+    def leaves(self) -> Leaves:
+        """Which leaves of a tree are packed."""
+        return packed_leaves(self.terms)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether some term compares the leaves of a tree with each other, so that trees cannot be split."""
+        return any(describe(term.name).per == "tree" for term in self.terms)
+
+    @cached_property
+    def pairs(self) -> bool:
+        """Whether some term prefers one completion over another."""
+        return any(describe(term.name).leaves == "pairs" for term in self.terms)
+
+    @cached_property
+    def start(self) -> float | None:
+        """The loss where policy and reference are equal, None where it depends on the model."""
+        starts = [start_loss(term.name, self.options) for term in self.terms]
+        if any(start is None for start in starts):
+            return None
+        return math.fsum(term.weight * (start or 0.0) for term, start in zip(self.terms, starts, strict=True))
+
+    def pack(self, examples: Sequence[Example]) -> TreeBatch:
+        """One pack of examples, with their reference log-probabilities where they have them."""
+        logps = [example.logps for example in examples if example.logps is not None]
+        return pack_trees(
+            [example.tree for example in examples],
+            terms=self._weights(examples),
+            logps=logps if len(logps) == len(examples) else None,
+        )
+
+    def _weights(self, examples: Sequence[Example]) -> list[Term]:
+        return [
+            Term([example.weights[k] for example in examples], sides=describe(term.name).sides)
+            for k, term in enumerate(self.terms)
+        ]
+
+    def denominators(self, examples: Sequence[Example]) -> list[float]:
+        """What each term is divided by in a step of these examples."""
+        return denominators(examples, terms=self.terms)
+
+    def cost(self, example: Example, *, shape: ModelShape) -> float:
+        """Floating-point operations that an example takes in a pack, forward and backward."""
+        return pack_flops(shape, size_of_trees([example.tree], terms=self._weights([example])))
+
+    def loss(
+        self,
+        rows: Rows,
+        pack: TreeBatch,
+        *,
+        ref_logp_R: torch.Tensor | None,
+        denominators: Sequence[float],
+        num_pairs: int,
+        matrices: Sequence[PairMatrix],
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """A pack's part of the step's loss, with a gradient, and of its metrics, without: `loss`, and where there are
+        several terms `loss/NAME` of each before its weight. `ref_logp_R` covers the trained rows at least, `num_pairs`
+        counts the pairs of the whole step, `matrices` are the terms' `coefficients`, on the device of the pack."""
+        trained = slice(0, pack.num_trained)
+        # a pack without trained rows has a backward pass all the same, as those of other processes wait for it
+        total = 0.0 * rows.logp_R[trained].double().sum()
+        share = len(pack.pairs) / num_pairs
+        metrics: dict[str, torch.Tensor] = {}
+        for term, part, matrix, denominator in zip(self.terms, pack.terms, matrices, denominators, strict=True):
+            loss, found = preference_loss(
+                term.name,
+                logp_R=rows.logp_R[trained],
+                ref_logp_R=None if ref_logp_R is None else ref_logp_R[trained],
+                chosen_PR=part.chosen_PR,
+                rejected_PR=part.rejected_PR,
+                C=matrix,
+                kl_R=rows.kl_R,
+                tree_P=pack.tree_P,
+                options=self.options,
+                denominator=denominator,
+            )
+            total = total + term.weight * loss.double()
+            for name, mean in found.items():
+                metrics[f"{term.name}/{name}" if name in metrics else name] = share * mean
+            if len(self.terms) > 1:
+                metrics[f"loss/{term.name}"] = loss.detach()
+        return total, {"loss": total.detach(), **metrics}
+
+    def report(
+        self,
+        rows: Rows,
+        pack: TreeBatch,
+        examples: Sequence[Example],
+        *,
+        ref_logp_R: torch.Tensor,
+        num_pairs: int,
+    ) -> Metrics:
+        """A pack's part of TRL's metrics over whole completions, and of the sums by token class; needs all rows,
+        reported ones included."""
+        means = pair_metrics(
+            logp_R=rows.logp_R,
+            ref_logp_R=ref_logp_R,
+            chosen_PR=pack.chosen_PR,
+            rejected_PR=pack.rejected_PR,
+            beta=self.options.beta,
+        )
+        found = {name: mean * len(pack.pairs) / num_pairs for name, mean in means.items()}
+        classes = [example.classes for example in examples if example.classes is not None]
+        if len(classes) == len(examples):
+            sums = class_sums(
+                pack, np.concatenate(classes), logp_R=rows.logp_R, ref_logp_R=ref_logp_R, beta=self.options.beta
+            )
+            found |= {f"{SUM}{name}": value for name, value in sums.items()}
+        return found
+
+    def metrics(self, summed: Metrics) -> Metrics:
+        """The metrics of a step from the sum of its packs' parts."""
+        sums = {name.removeprefix(SUM): value for name, value in summed.items() if name.startswith(SUM)}
+        means = {name: value for name, value in summed.items() if not name.startswith(SUM)}
+        return means | (class_metrics(sums) if sums else {})
+
+
+def coefficients(pack: TreeBatch, device: torch.device) -> list[PairMatrix]:
+    """The coefficients of each term of a pack that lies on the CPU, where they are read, on `device`."""
+    return [PairMatrix.from_sparse(term.C).to(device) for term in pack.terms]

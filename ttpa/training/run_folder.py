@@ -15,16 +15,17 @@ from ttpa.config import save_config
 from ttpa.errors import InputError
 from ttpa.files import atomic_write
 
-FILES = ("config.yaml", "metrics.jsonl", "data_report.json", "trees.jsonl", "summary.json")
-MODEL = "final"
-REPLACED = (*FILES, MODEL)
+FILES = ("config.yaml", "metrics.jsonl", "data_report.json", "trees.jsonl", "before.json", "summary.json")
+MODEL, ADAPTER, CHECKPOINTS = "final", "adapter", "checkpoints"
+REPLACED = (*FILES, "skipped_steps.jsonl", MODEL, ADAPTER, CHECKPOINTS, "tensorboard", "wandb")
 
 
 class RunFolder:
-    """The output folder of one run; made when it is not there. Raises InputError where nothing can be written."""
+    """The output folder of one run; made when it is not there. Of several processes only `main` writes. Raises
+    InputError where nothing can be written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, main: bool = True) -> None:
+        self.path, self.main = path, main
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
@@ -36,32 +37,48 @@ class RunFolder:
         """Write config.yaml; the files of an earlier run, which are deleted first, and they alone. Returns whether
         there were any."""
         earlier = [self.path / name for name in REPLACED if (self.path / name).exists()]
-        for path in earlier:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        save_config(config, self.path / "config.yaml")
+        if self.main:
+            for path in earlier:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            save_config(config, self.path / "config.yaml")
         return bool(earlier)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if self.main:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save_text(self, name: str, text: str) -> None:
+        """Write one file."""
+        if self.main:
+            with atomic_write(self.path / name) as file:
+                file.write(text)
 
     def save_json(self, name: str, record: dict[str, Any]) -> None:
         """Write one JSON object, indented."""
-        with atomic_write(self.path / name) as file:
-            file.write(json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        self.save_text(name, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
     def save_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
         """Write model (safetensors) and tokenizer to a folder that transformers loads, under a temporary name that is
-        renamed to `final`; returns where it is."""
+        renamed to `final`; returns where it is. A full disk raises InputError, and an earlier model stays."""
         temporary, final = self.path / f".{MODEL}.{os.getpid()}.tmp", self.path / MODEL
+        if not self.main:
+            return final
         try:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            shutil.rmtree(final, ignore_errors=True)  # of this run, before it went on from a checkpoint
             temporary.replace(final)
+        except OSError as error:
+            raise InputError(
+                f"the trained model cannot be written: {error.strerror}; make room, and --resume auto goes on from the "
+                "last checkpoint",
+                path=self.path,
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return final

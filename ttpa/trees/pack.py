@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,34 @@ import torch
 from ttpa.trees.record import PreferenceTree
 
 PairWeights = tuple[Sequence[float], Sequence[float]]
+"""One weight per completion token of the chosen side, and one per token of the rejected side."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one term of a loss reads of every pair.
+
+    `weights[t][p]` are the token weights of pair p of tree t; None means 1 for tokens that the model wrote and 0
+    elsewhere. `sides` says that the loss looks at each side apart: a token that both share with equal weight then does
+    not cancel.
+    """
+
+    weights: Sequence[Sequence[PairWeights]] | None = None
+    sides: bool = False
+
+
+@dataclass(frozen=True)
+class TermRows:
+    """The weights of one term over trained rows, sparse COO, float64, [P, num_trained]: of the chosen side, of the
+    rejected side, and `C`, their difference without its zeros."""
+
+    chosen_PR: torch.Tensor
+    rejected_PR: torch.Tensor
+    C: torch.Tensor
+
+    def to(self, device: torch.device | str) -> TermRows:
+        """The same weights on `device`."""
+        return TermRows(*(matrix.to(device) for matrix in (self.chosen_PR, self.rejected_PR, self.C)))
 
 
 @dataclass
@@ -23,10 +51,11 @@ class TreeBatch:
     an index. The first `num_trained` rows carry the loss, those after them are only reported.
 
     `ids_T`, `position_T` (depth), `end_T` (where the subtree of a token ends), `row_R`, `target_R`: int64.
+    `place_R`: int64, where the row's target stands among the completion tokens of all nodes of all trees, in order.
     `tree_starts`: offset of every tree, and T at the end. `prompt_ends`: offset of each tree's first completion token.
-    `C [P, num_trained]`: sparse COO, float64, the coefficient of each trained row in the margin of each pair.
-    `chosen_PR`, `rejected_PR` (sparse, over all rows): 1 for every token of that side that the model wrote.
-    `margin_P`: float64, the margins of the pairs as stored in the trees. `pairs`: (tree id, index of the pair).
+    `terms`: the weights of each term of the loss. `chosen_PR`, `rejected_PR` (sparse, over all rows): 1 for every token
+    of that side that the model wrote. `margin_P`: float64, the margins of the pairs as stored in the trees. `tree_P`:
+    int64, the tree of a pair. `pairs`: (tree id, index of the pair). `ref_logp_R`: fp32, what `pack_trees` was given.
     """
 
     ids_T: torch.Tensor
@@ -36,80 +65,82 @@ class TreeBatch:
     prompt_ends: list[int]
     row_R: torch.Tensor
     target_R: torch.Tensor
-    C: torch.Tensor
+    place_R: torch.Tensor
+    num_trained: int
+    terms: list[TermRows]
     chosen_PR: torch.Tensor
     rejected_PR: torch.Tensor
     margin_P: torch.Tensor
+    tree_P: torch.Tensor
     pairs: list[tuple[str, int]]
+    ref_logp_R: torch.Tensor | None = None
 
     @property
-    def num_trained(self) -> int:
-        """Number of head rows that carry the loss."""
-        return self.C.shape[1]
-
-    @property
-    def chosen_rows(self) -> torch.Tensor:
-        """The trained rows of chosen completions, each once, in order."""
-        columns = self.chosen_PR.indices()[1].unique()
-        return columns[columns < self.num_trained]
+    def C(self) -> torch.Tensor:
+        """The coefficients of the first term."""
+        return self.terms[0].C
 
     def to(self, device: torch.device | str) -> TreeBatch:
         """The same batch with its tensors on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **tensors)  # type: ignore[arg-type]
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved, terms=[term.to(device) for term in self.terms])
 
 
 def pack_trees(
     trees: Sequence[PreferenceTree],
     *,
-    weights: Sequence[Sequence[PairWeights]] | None = None,
-    average: bool = False,
-    train_chosen: bool = False,
+    terms: Sequence[Term] = (Term(),),
+    logps: Sequence[Sequence[float] | np.ndarray] | None = None,
 ) -> TreeBatch:
-    """Pack trees and write the margins of their pairs as one sparse matrix.
+    """Pack trees and write the weights of their pairs as sparse matrices.
 
-    Of a tree only the prompt and the completions that stand in a pair are packed. `weights[t][p]` holds, for pair p
-    of tree t, one weight per completion token of the chosen side and one per token of the rejected side; None means
-    1 for tokens that the model wrote and 0 elsewhere. Row p of C is `weights on the chosen side - weights on the
-    rejected side`; a token that both sides share with equal weight cancels exactly and gets no trained row. With
-    `average` each side is divided by its total weight first (length-normalised losses such as IPO), so shared tokens
-    cancel only between sides of equal total. With `train_chosen` every token of a chosen side that the model wrote
-    has a trained row, for a likelihood term beside the margins. Raises ValueError for a tree without a prompt or
-    without pairs and for weights that do not fit the completions.
+    Of a tree only the prompt and the completions that stand in a pair are packed. Row p of a term's C is `weights on
+    the chosen side - weights on the rejected side`; a token that both sides share with equal weight cancels exactly,
+    and gets no trained row unless a term has `sides`. `logps[t]` are the reference log-probabilities in nats of tree t,
+    one for each completion token of all its nodes, in order of the nodes, NaN where it is not known; they become
+    `ref_logp_R`. Raises ValueError for a tree without a prompt or without pairs and for weights and log-probabilities
+    that do not fit the completions.
     """
-    if weights is not None and len(weights) != len(trees):
-        raise ValueError(f"weights are given for {len(weights)} trees, there are {len(trees)}")
+    for number, term in enumerate(terms):
+        if term.weights is not None and len(term.weights) != len(trees):
+            raise ValueError(f"term {number} has weights for {len(term.weights)} trees, there are {len(trees)}")
+    if logps is not None and len(logps) != len(trees):
+        raise ValueError(f"log-probabilities are given for {len(logps)} trees, there are {len(trees)}")
     ids: list[int] = []
     before: list[int] = []  # packed index of the token that a token continues, -1 at the start of a tree
     position: list[int] = []
     end: list[int] = []
     written: list[int] = []
-    tree_starts, prompt_ends = [0], []
+    place: list[int] = []
+    tree_starts, prompt_ends, num_places = [0], [], 0
     pairs: list[tuple[str, int]] = []
-    margins: list[float] = []
-    entries: list[tuple[np.ndarray, ...]] = []  # for each pair: tokens and weights of chosen, of rejected
+    tree_of_pair: list[int] = []
+    sides_P: list[tuple[np.ndarray, np.ndarray]] = []  # packed tokens of the chosen and of the rejected side
 
     for t, tree in enumerate(trees):
         if not tree.prompt_ids or not tree.pairs:
             raise ValueError(f"tree {tree.id!r} has no {'pairs' if tree.prompt_ids else 'prompt'}")
-        if weights is not None and len(weights[t]) != len(tree.pairs):
-            raise ValueError(f"tree {tree.id!r} has {len(tree.pairs)} pairs, weights are given for {len(weights[t])}")
         start, prompt_end = len(ids), len(ids) + len(tree.prompt_ids)
         ids += tree.prompt_ids
         before += [-1, *range(start, prompt_end - 1)]
         position += range(prompt_end - start)
         written += [0] * (prompt_end - start)
-        tokens_of: dict[int, range] = {}
+        place += [-1] * (prompt_end - start)
+        tokens_of: dict[int, np.ndarray] = {}
+        subtree_end: dict[int, int] = {}
+        first_place = np.cumsum([num_places, *(len(node.ids) for node in tree.nodes)]).tolist()
         for n in _paired_nodes(tree):
-            node = tree.nodes[n]
-            tokens = range(len(ids), len(ids) + len(node.ids))
-            last = prompt_end - 1 if node.parent < 0 else tokens_of[node.parent][-1]
+            node, first = tree.nodes[n], len(ids)
+            last = prompt_end - 1 if node.parent < 0 else int(tokens_of[node.parent][-1])
+            depth = position[last] + 1
             ids += node.ids
-            before += [last, *tokens[:-1]]
-            position += range(position[last] + 1, position[last] + 1 + len(tokens))
-            written += node.trained or [1] * len(tokens)
-            tokens_of[n] = tokens
-        subtree_end = {n: tokens.stop for n, tokens in tokens_of.items()}
+            before += [last, *range(first, len(ids) - 1)]
+            position += range(depth, depth + len(node.ids))
+            written += node.trained or [1] * len(node.ids)
+            place += range(first_place[n], first_place[n] + len(node.ids))
+            tokens_of[n], subtree_end[n] = np.arange(first, len(ids)), len(ids)
         for n in reversed(tokens_of):
             parent = tree.nodes[n].parent
             if parent >= 0:
@@ -117,83 +148,91 @@ def pack_trees(
         end += [len(ids)] * (prompt_end - start)
         for n, tokens in tokens_of.items():
             end += [subtree_end[n]] * len(tokens)
-
-        for p, pair in enumerate(tree.pairs):
-            entry: list[np.ndarray] = []
-            for side, leaf in enumerate((pair.chosen, pair.rejected)):
-                path = np.concatenate([np.arange(tokens_of[n].start, tokens_of[n].stop) for n in tree.path(leaf)])
-                given = tree.trained(leaf) if weights is None else weights[t][p][side]
-                weight = np.asarray(given, dtype=np.float64)
-                if weight.shape != path.shape:
-                    raise ValueError(
-                        f"tree {tree.id!r}, pair {p}: {len(weight)} weights for {len(path)} tokens of the "
-                        f"{('chosen', 'rejected')[side]} side"
-                    )
-                if average and weight.sum() > 0:
-                    weight = weight / weight.sum()
-                entry += [path, weight]
-            entries.append(tuple(entry))
-            pairs.append((tree.id, p))
-            margins.append(pair.margin)
+        paths = {
+            leaf: np.concatenate([tokens_of[n] for n in tree.path(leaf)])
+            for leaf in {leaf for pair in tree.pairs for leaf in (pair.chosen, pair.rejected)}
+        }
+        sides_P += [(paths[pair.chosen], paths[pair.rejected]) for pair in tree.pairs]
+        pairs += [(tree.id, p) for p in range(len(tree.pairs))]
+        tree_of_pair += [t] * len(tree.pairs)
         tree_starts.append(len(ids))
         prompt_ends.append(prompt_end)
+        num_places = first_place[-1]
 
-    written_T = np.array(written, dtype=bool)
-    coefficient_P = [_coefficients(*entry) for entry in entries]
-    sides_P = [[path[written_T[path]] for path in (entry[0], entry[2])] for entry in entries]
-    chosen_P = [chosen for chosen, _ in sides_P] if train_chosen else []
-    trained = _union([tokens for tokens, _ in coefficient_P] + chosen_P)
-    reported = np.setdiff1d(_union([tokens for sides in sides_P for tokens in sides]), trained)
+    written_T, before_T, place_T = np.array(written, dtype=bool), np.array(before), np.array(place)
+    weights_K = [_weights(term, trees, sides_P, written_T) for term in terms]
+    coefficients_K = [
+        [_coefficients(sides, weights) for sides, weights in zip(sides_P, weights_P, strict=True)]
+        for weights_P in weights_K
+    ]
+    trained = _union(
+        [
+            tokens
+            for term, weights_P, coefficients_P in zip(terms, weights_K, coefficients_K, strict=True)
+            for tokens in (
+                [
+                    side[weight != 0]
+                    for sides, both in zip(sides_P, weights_P, strict=True)
+                    for side, weight in zip(sides, both, strict=True)
+                ]
+                if term.sides
+                else [tokens for tokens, _ in coefficients_P]
+            )
+        ]
+    )
+    written_P = [[side[written_T[side]] for side in sides] for sides in sides_P]
+    reported = np.setdiff1d(_union([side for sides in written_P for side in sides]), trained)
     tokens_R = np.concatenate([trained, reported])
-    column_T = np.zeros(len(ids), dtype=np.int64)
+    column_T = np.full(len(ids), -1)
     column_T[tokens_R] = np.arange(len(tokens_R))
 
-    def matrix(rows: list[tuple[np.ndarray, np.ndarray]], width: int) -> torch.Tensor:
+    def matrix(rows: Sequence[tuple[np.ndarray, np.ndarray]], width: int) -> torch.Tensor:
         pair_N = np.repeat(np.arange(len(rows)), [len(tokens) for tokens, _ in rows])
         column_N = column_T[np.concatenate([np.zeros(0, dtype=np.int64), *(tokens for tokens, _ in rows)])]
         value_N = np.concatenate([np.zeros(0), *(values for _, values in rows)])
-        index = torch.from_numpy(np.stack([pair_N, column_N]))
+        kept_N = (value_N != 0) & (column_N >= 0) & (column_N < width)
+        index = torch.from_numpy(np.stack([pair_N[kept_N], column_N[kept_N]]))
         size = (len(rows), width)
-        return torch.sparse_coo_tensor(index, torch.from_numpy(value_N), size, check_invariants=True).coalesce()
+        return torch.sparse_coo_tensor(index, torch.from_numpy(value_N[kept_N]), size, check_invariants=True).coalesce()
 
+    def side_matrix(weights_P: Sequence[PairArrays], side: int) -> torch.Tensor:
+        return matrix([(sides_P[p][side], weights[side]) for p, weights in enumerate(weights_P)], len(trained))
+
+    ones_P = [[(side, np.ones(len(side))) for side in sides] for sides in written_P]
+    ref_logp_R = None
+    if logps is not None:
+        ref_logp_R = torch.from_numpy(_concatenated(logps, trees)[place_T[tokens_R]])
     return TreeBatch(
         ids_T=torch.tensor(ids),
         position_T=torch.tensor(position),
         end_T=torch.tensor(end),
         tree_starts=tree_starts,
         prompt_ends=prompt_ends,
-        row_R=torch.from_numpy(np.array(before, dtype=np.int64)[tokens_R]),
+        row_R=torch.from_numpy(before_T[tokens_R]),
         target_R=torch.from_numpy(np.array(ids, dtype=np.int64)[tokens_R]),
-        C=matrix(coefficient_P, len(trained)),
-        chosen_PR=matrix([(chosen, np.ones(len(chosen))) for chosen, _ in sides_P], len(tokens_R)),
-        rejected_PR=matrix([(rejected, np.ones(len(rejected))) for _, rejected in sides_P], len(tokens_R)),
-        margin_P=torch.tensor(margins, dtype=torch.float64),
+        place_R=torch.from_numpy(place_T[tokens_R]),
+        num_trained=len(trained),
+        terms=[
+            TermRows(side_matrix(weights_P, 0), side_matrix(weights_P, 1), matrix(coefficients_P, len(trained)))
+            for weights_P, coefficients_P in zip(weights_K, coefficients_K, strict=True)
+        ],
+        chosen_PR=matrix([chosen for chosen, _ in ones_P], len(tokens_R)),
+        rejected_PR=matrix([rejected for _, rejected in ones_P], len(tokens_R)),
+        margin_P=torch.tensor([pair.margin for tree in trees for pair in tree.pairs], dtype=torch.float64),
+        tree_P=torch.tensor(tree_of_pair),
         pairs=pairs,
+        ref_logp_R=ref_logp_R,
     )
+
+
+def completion_tokens(tree: PreferenceTree) -> int:
+    """Number of completion tokens of a tree, over all its nodes."""
+    return sum(len(node.ids) for node in tree.nodes)
 
 
 def packed_tokens(tree: PreferenceTree) -> int:
     """Number of tokens that `pack_trees` stores for a tree."""
     return len(tree.prompt_ids) + sum(len(tree.nodes[n].ids) for n in _paired_nodes(tree))
-
-
-def plan_packs(trees: Sequence[PreferenceTree], *, max_tokens: int) -> list[list[int]]:
-    """Group trees into packs of at most `max_tokens` tokens: best fit, longest tree first, deterministic.
-
-    Returns indexes into `trees`, ascending within a pack, packs in order of their first tree. A tree longer than
-    `max_tokens` gets a pack of its own; a tree without pairs is in no pack.
-    """
-    sizes = [packed_tokens(tree) for tree in trees]
-    packs: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (tokens left, pack), ascending
-    for i in sorted((i for i, tree in enumerate(trees) if tree.pairs), key=lambda i: (-sizes[i], i)):
-        at = bisect_left(free, (sizes[i], -1))
-        left, pack = free.pop(at) if at < len(free) else (max_tokens, len(packs))
-        if pack == len(packs):
-            packs.append([])
-        packs[pack].append(i)
-        insort(free, (left - sizes[i], pack))
-    return sorted(sorted(pack) for pack in packs)
 
 
 def _paired_nodes(tree: PreferenceTree) -> list[int]:
@@ -202,12 +241,50 @@ def _paired_nodes(tree: PreferenceTree) -> list[int]:
     return sorted({n for leaf in leaves for n in tree.path(leaf)})
 
 
-def _coefficients(
-    chosen: np.ndarray, chosen_weight: np.ndarray, rejected: np.ndarray, rejected_weight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+PairArrays = tuple[np.ndarray, np.ndarray]
+
+
+def _weights(
+    term: Term,
+    trees: Sequence[PreferenceTree],
+    sides_P: Sequence[PairArrays],
+    written_T: np.ndarray,
+) -> list[PairArrays]:
+    """The weights of a term, float64, for each pair."""
+    if term.weights is None:
+        return [
+            (written_T[chosen].astype(np.float64), written_T[rejected].astype(np.float64))
+            for chosen, rejected in sides_P
+        ]
+    found: list[PairArrays] = []
+    for tree, given in zip(trees, term.weights, strict=True):
+        if len(given) != len(tree.pairs):
+            raise ValueError(f"tree {tree.id!r} has {len(tree.pairs)} pairs, weights are given for {len(given)}")
+        for p, weights in enumerate(given):
+            for name, side, weight in zip(("chosen", "rejected"), sides_P[len(found)], weights, strict=True):
+                if len(weight) != len(side):
+                    raise ValueError(
+                        f"tree {tree.id!r}, pair {p}: {len(weight)} weights for {len(side)} tokens of the {name} side"
+                    )
+            chosen, rejected = (np.asarray(weight, dtype=np.float64) for weight in weights)
+            found.append((chosen, rejected))
+    return found
+
+
+def _concatenated(logps: Sequence[Sequence[float] | np.ndarray], trees: Sequence[PreferenceTree]) -> np.ndarray:
+    for given, tree in zip(logps, trees, strict=True):
+        if len(given) != completion_tokens(tree):
+            raise ValueError(
+                f"tree {tree.id!r} has {completion_tokens(tree)} completion tokens, and {len(given)} log-probabilities "
+                "are given"
+            )
+    return np.concatenate([np.asarray(given, dtype=np.float32) for given in logps])
+
+
+def _coefficients(sides: PairArrays, weights: PairArrays) -> PairArrays:
     """Packed tokens of one pair and their coefficients, without those that cancel."""
-    tokens, column = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
-    value = np.bincount(column, np.concatenate([chosen_weight, -rejected_weight]), minlength=len(tokens))
+    tokens, column = np.unique(np.concatenate(sides), return_inverse=True)
+    value = np.bincount(column, np.concatenate([weights[0], -weights[1]]), minlength=len(tokens))
     return tokens[value != 0], value[value != 0]
 
 

@@ -73,7 +73,7 @@ def tree_attention(
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     _check(query, key, value, mask)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if not (scale > 0 and math.isfinite(scale)):
+    if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}: give a positive number, or None for the width of a head ** -0.5")
     if mask.engine == "torch":
         return sdpa.attention(query, key, value, mask.pack, scale)

@@ -1,4 +1,4 @@
-"""The losses: margins from one sparse matrix, and a function of each margin."""
+"""The loss of pairs for other trainers: margins from one sparse matrix, and a function of each margin."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def token_dpo_loss(
     eq. 7), with label smoothing e `-(1 - e) log sigmoid(x) - e log sigmoid(-x)` (conservative DPO);
     `(-(1 - e) log sigmoid(x) + e log sigmoid(-x)) / (1 - 2e)` for robust (arXiv 2403.00409; what TRL's
     `label_smoothing` means); `max(0, 1 - x)` for hinge (SLiC, arXiv 2305.10425); `((x - 1/2) / beta)^2` for ipo
-    (arXiv 2310.12036 eq. 17; use `pack_trees(average=True)` as TRL does); and `-x` for linear (with beta 1: weighted
-    likelihood). `denominator` defaults to P; give the number of pairs of the whole optimizer step when gradients
-    accumulate, so that the result does not depend on how a batch is cut. Computed in float64, so that equal models
-    give ln 2 to the last bit; returns the loss in float32 and the metrics `rewards/weighted_margins` (mean of beta m)
-    and `rewards/weighted_accuracies`, for which the CPU waits; `ttpa_kernels.token_dpo` leaves them on the device. The
-    gradient is `dlogp = C^T (u f' beta) / denominator`. Raises ValueError for an unknown loss type, for label
-    smoothing outside [0, 0.5) or with a loss that has none, and for shapes that do not fit.
+    (arXiv 2310.12036 eq. 17; TRL's needs coefficients that are means over each side); and `-x` for linear (with beta 1:
+    weighted likelihood). `denominator` defaults to P; give the number of pairs of the whole optimizer step when
+    gradients accumulate, so that the result does not depend on how a batch is cut. Computed in float64, so that equal
+    models give ln 2 to the last bit; returns the loss in float32 and the metrics `rewards/weighted_margins` (mean of
+    beta m) and `rewards/weighted_accuracies`, for which the CPU waits; `ttpa_kernels.token_dpo` leaves them on the
+    device. The gradient is `dlogp = C^T (u f' beta) / denominator`. Raises ValueError for an unknown loss type, for
+    label smoothing outside [0, 0.5) or with a loss that has none, and for shapes that do not fit.
     """
     pairs = _pairs(C, logp_R, ref_logp_R)
     loss, margins = token_dpo(

@@ -1,0 +1,1 @@
+"""The loss in the trainers of others: log-probabilities in, loss out."""
