@@ -14,6 +14,7 @@ from ttpa.data.dialogues import write_dialogues
 from ttpa.errors import InputError
 from ttpa.train import main
 from ttpa.training.monitor import repeatable
+from ttpa.training.policy import Policy
 from ttpa.trees.io import read_trees, write_trees
 
 ROWS = [
@@ -185,6 +186,15 @@ def test_trees_of_another_tokenizer(tmp_path, model_dir):
         (["--rounds", "2", "--data", "x.jsonl"], "with --data nothing is sampled"),
         (["--data", "runs/train/trees.jsonl"], "would be replaced by this run's output"),
         (["--max_length", "1"], "--max_length must be at least 2"),
+        (["--loss_type", "sigmoyd"], "did you mean sigmoid"),
+        (["--loss_weights", "1,2", "--loss_type", "ttpa"], "--loss_weights has 2 numbers for 1 losses"),
+        (["--shard_size", "0"], "--shard_size must be a number above 0"),
+        (["--keep_best", "1"], "--keep_best keeps the checkpoints of the lowest eval_loss"),
+        (["--load_in_4bit"], "give --use_peft, without lm_head"),
+        (["--sync_ref_model", "--loss_type", "sft"], "--sync_ref_model moves a reference"),
+        (["--ref_model", "x/y", "--loss_type", "tdpo1"], "leave out --ref_model"),
+        (["--report_to", "tensorbord"], "did you mean tensorboard"),
+        (["--push_to_hub", "a/b/c"], "--push_to_hub a/b/c"),
     ],
 )
 def test_options_that_make_no_sense(options, problem):
@@ -193,9 +203,98 @@ def test_options_that_make_no_sense(options, problem):
 
 
 def test_real_toolbench_answers(tmp_path, model_dir, real_data):
-    options = ["--data", real_data / "toolbench" / "answer", "--max_steps", 2]
+    options = ["--data", real_data / "toolbench" / "answer", "--max_steps", 1]
     lines, summary = run(tmp_path / "run", model_dir, *options)
     report = json.loads((tmp_path / "run" / "data_report.json").read_text())
     assert (report["read"], report["counts"]["files won"], report["counts"]["pairs"]) == (15, 9, 6)
     assert report["dropped_by_reason"]["identical"] == 1
-    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and summary["steps"] == 2
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and summary["steps"] == 1
+
+
+def test_a_run_that_goes_on_refuses_other_settings(tmp_path, model_dir, rows):
+    options = ["--data", rows, "--batch_size", 5, "--learning_rate", 1e-3, "--save_steps", 1]
+    lines, summary = run(tmp_path / "run", model_dir, *options)
+    again = [*options, "--resume", "auto"]
+    assert run(tmp_path / "run", model_dir, *again, "--pack_tokens", 100, "--logging_steps", 2)[0] == lines
+    with pytest.raises(InputError, match=r"made with other settings: beta was 0\.1 and is 0\.2"):
+        run(tmp_path / "run", model_dir, *again, "--beta", 0.2)
+    other = rows.with_name("other.jsonl")
+    other.write_text("\n".join(map(json.dumps, ROWS[:-1])))
+    with pytest.raises(InputError, match="content of --data was"):
+        run(tmp_path / "run", model_dir, *again, "--data", other)
+    checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
+    with pytest.raises(InputError, match="is not of this run"):
+        run(tmp_path / "new", model_dir, *options, "--resume", checkpoint)
+    with pytest.raises(InputError, match="there is no such checkpoint"):
+        run(tmp_path / "run", model_dir, *options, "--resume", tmp_path / "typo")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == summary["steps"]
+
+
+def test_a_cached_reference_serves_other_losses(tmp_path, model_dir, rows):
+    options = ["--data", rows, "--max_steps", 1, "--reference_cache", tmp_path / "cache"]
+    run(tmp_path / "a", model_dir, *options)
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert shards
+    run(tmp_path / "b", model_dir, *options, "--loss_type", "ipo,sft", "--loss_weights", "1,0.5", "--beta", 0.5)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == shards
+
+
+def test_an_adapter_is_saved_apart_and_merged(tmp_path, model_dir, rows):
+    options = ["--data", rows, "--use_peft", "--lora_r", 4, "--lora_target_modules", "all-linear,lm_head"]
+    lines, _ = run(tmp_path / "run", model_dir, *options, "--learning_rate", 1e-2, "--max_steps", 4)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and lines[-1]["loss"] < math.log(2)
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
+    before, after = weights(model_dir), weights(tmp_path / "run" / "final")
+    assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert "all-linear,lm_head" in card and "rows.jsonl" in card
+    with pytest.raises(InputError, match="did you mean q_proj"):
+        run(tmp_path / "typo", model_dir, *options[:-1], "q_prj")
+
+
+def test_rounds_with_an_adapter_sample_what_was_learned(tmp_path, model_dir):
+    options = ["--num_dialogues", 2, "--rounds", 2, "--max_new_tokens", 4, "--use_peft", "--learning_rate", 1e-2]
+    lines, _ = run(tmp_path / "run", model_dir, *options)
+    assert [line["loss"] for line in lines] == pytest.approx([math.log(2)] * 2, abs=1e-5)
+
+
+def test_the_plan_is_printed_and_nothing_is_written(tmp_path, model_dir, rows, capsys):
+    options = ["--model", model_dir, "--data", rows, "--output", tmp_path / "run", "--plan", "--world_size", 2]
+    main(list(map(str, options)))
+    printed = capsys.readouterr().out
+    assert "memory of one process of 2" in printed and "steps     1 of about 12.0 pairs" in printed
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="--plan lays out the trees of --data"):
+        main(["--plan"])
+
+
+def test_a_run_out_of_memory_says_what_takes_it(tmp_path, model_dir, rows, monkeypatch):
+    def rows_that_do_not_fit(*given, **options):
+        raise torch.cuda.OutOfMemoryError("Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(Policy, "rows", rows_that_do_not_fit)
+    with pytest.raises(InputError, match="Tried to allocate 20 GiB") as problem:
+        run(tmp_path / "run", model_dir, "--data", rows)
+    assert "optimizer" in str(problem.value) and "--pack_tokens" in str(problem.value)
+
+
+def test_the_best_checkpoint_by_preferences_set_aside_is_kept(tmp_path, model_dir, rows):
+    options = ["--data", rows, "--eval_preferences", rows, "--learning_rate", 1e-2, "--batch_size", 4]
+    lines, _ = run(tmp_path / "run", model_dir, *options, "--eval_steps", 1, "--save_steps", 1, "--keep_best", 1)
+    losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    kept = {int(path.name[-8:]) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {2, 3} | {min(losses, key=losses.__getitem__)}
+
+
+def test_sampled_trees_can_bring_their_reference_along(tmp_path, model_dir):
+    run(tmp_path / "run", model_dir, "--num_dialogues", 4, "--max_new_tokens", 4)
+    options = ["--data", tmp_path / "run" / "trees.jsonl", "--reference", "sampled"]
+    lines, _ = run(tmp_path / "again", model_dir, *options)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    for tree in (trees := read_trees(tmp_path / "run" / "trees.jsonl")):
+        for node in tree.nodes:
+            node.logps = None if node.logps is None else [logp - 1 for logp in node.logps]
+    write_trees(tmp_path / "wrong.jsonl", trees)
+    with pytest.raises(InputError, match="the sampler's log-probabilities are not those of this model"):
+        run(tmp_path / "wrong", model_dir, "--data", tmp_path / "wrong.jsonl", "--reference", "sampled")
