@@ -56,9 +56,8 @@ def command(folder: Path, name: str, *options: str, case: Case) -> list[str]:
 
 
 def train(*commands: list[str]) -> None:
-    with joined_world():  # one group for all, as a port cannot be had again at once
-        for argv in commands:
-            main(argv)
+    for argv in commands:
+        main(argv)
 
 
 def lines_of(folder: Path) -> list[dict]:

@@ -93,8 +93,10 @@ def joined_world() -> Iterator[World]:
         yield World(dist.get_rank(), size, device, grouped=True)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=LONGEST_WAIT)
+    world = World(dist.get_rank(), size, device, grouped=True)
     try:
-        yield World(dist.get_rank(), size, device, grouped=True)
+        yield world
+        world.barrier()  # one that leaves while others still talk takes their connections with it
     finally:
         dist.destroy_process_group()
 
