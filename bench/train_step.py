@@ -3,12 +3,13 @@
     python bench/train_step.py [--case NAME] [--rounds N] [--threads N] [--json FILE]
     python bench/train_step.py --device cuda
 
-A step is: forward of the policy, loss, backward, clipping, AdamW, metrics. TRL's is measured twice, with its reference
-model beside the policy and with `precompute_ref_log_probs`, and the ratio is to the faster of the two; its batches are
-collated beforehand. That of ttpa is the one of `ttpa.training.loop`, packing included, with cached reference
-log-probabilities. `reference` is the time in which those of one step's pairs are made, and the last ratio counts it in,
-as a run of a single epoch does. Completions of one prompt differ from their first token on: only the prompt is shared.
-The losses of the first two steps have to agree.
+A step is: forward of the policy, loss, backward, clipping, AdamW, metrics. TRL's is measured with its reference model
+beside the policy, with `precompute_ref_log_probs`, and with that and gradient accumulation over fewer pairs at a time;
+the last line is the ratio to the fastest of these, whichever it is. Its batches are collated beforehand. That of ttpa
+is the one of `ttpa.training.loop`, packing included, with cached log-probabilities; on a CPU a pack is a tree.
+`reference` is the time in which the log-probabilities of one step's pairs are made, and the last ratio counts it in, as
+a run of a single epoch does. Completions of one prompt differ from their first token on: only the prompt is shared. The
+losses of the first two steps have to agree.
 
 On a CPU all sides run in one process and take turns; times are medians. Peak memory is that of a fresh process for each
 side: the highest resident set over three steps minus the resident set after the imports. On a GPU one side runs after
@@ -83,9 +84,9 @@ def large(config: Qwen2Config, *, trees: int, micro: int, pack_tokens: int, lora
 
 CASES = {
     "cpu": {
-        "512-48-1:4": Case(SMALL, 2, 512, 48, 4, faster=9.0, memory=0.35, micro=8, parts=2),
+        "512-48-1:4": Case(SMALL, 2, 512, 48, 4, faster=9.0, memory=0.35, micro=8, parts=2, pack_tokens=800),
         "2048-48-1:4": Case(SMALL, 1, 2048, 48, 4, faster=9.0, memory=0.35, micro=4, parts=1),
-        "1024-64-1:1": Case(SMALL, 4, 1024, 64, 1, faster=2.6, memory=0.35, micro=4, parts=1),
+        "1024-64-1:1": Case(SMALL, 4, 1024, 64, 1, faster=2.6, memory=0.35, micro=4, parts=1, pack_tokens=1200),
     },
     "cuda": {
         "1.5B-full": large(QWEN_15B, trees=4, micro=2, pack_tokens=8192, lora=False),
@@ -222,15 +223,22 @@ def summary(case: Case, sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def lines(name: str, case: Case, sides: dict[str, dict[str, Any]], ratios: dict[str, Any]) -> list[str]:
     """The result of a case for a reader."""
-    shown = [f"{name}: {case.pairs} pairs a step", f"  {'':24}{'pairs/s':>9}{'reference s':>13}{'GB':>8}{'MFU':>7}"]
+    shown = [
+        f"{name}: {case.pairs} pairs a step",
+        f"  {'':24}{'pairs/s':>9}{'ttpa is':>9}{'reference s':>13}{'GB':>8}{'ttpa has':>10}{'MFU':>8}",
+    ]
     for side, numbers in sides.items():
         if "out_of_memory" in numbers:
             shown.append(f"  {side:24}out of memory")
             continue
-        mfu = f"{100 * numbers['mfu']:6.1f}%" if "mfu" in numbers else ""
+        ours, faster, less = sides.get("ttpa", {}), "", ""
+        if side != "ttpa" and "peak_bytes" in ours:
+            faster = f"{ours['pairs_per_second'] / numbers['pairs_per_second']:.2f}x"
+            less = f"{ours['peak_bytes'] / numbers['peak_bytes']:.2f}x"
+        mfu = f"{100 * numbers['mfu']:7.1f}%" if "mfu" in numbers else ""
         shown.append(
-            f"  {side:24}{numbers['pairs_per_second']:9.2f}{numbers['reference_seconds']:13.2f}"
-            f"{numbers['peak_bytes'] / 1e9:8.2f}{mfu}"
+            f"  {side:24}{numbers['pairs_per_second']:9.2f}{faster:>9}{numbers['reference_seconds']:13.2f}"
+            f"{numbers['peak_bytes'] / 1e9:8.2f}{less:>10}{mfu}"
         )
     if ratios:
         shown.append(

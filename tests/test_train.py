@@ -298,3 +298,32 @@ def test_sampled_trees_can_bring_their_reference_along(tmp_path, model_dir):
     write_trees(tmp_path / "wrong.jsonl", trees)
     with pytest.raises(InputError, match="the sampler's log-probabilities are not those of this model"):
         run(tmp_path / "wrong", model_dir, "--data", tmp_path / "wrong.jsonl", "--reference", "sampled")
+
+
+def test_helper_models_weigh_tokens(tmp_path, model_dir, rows, tiny_model):
+    options = ["--data", rows, "--max_steps", 2, "--learning_rate", 1e-3, "--batch_size", 4]
+    plain, _ = run(tmp_path / "plain", model_dir, *options, "--loss_type", "sigmoid")
+    alike, _ = run(tmp_path / "alike", model_dir, *options, "--loss_type", "tis", "--score_model", model_dir)
+    assert [line["loss"] for line in alike] == [line["loss"] for line in plain]  # all scores are 0
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.mul_(1.2)
+    tiny_model.save_pretrained(tmp_path / "helper")
+    options += ["--score_model", tmp_path / "helper"]
+    other, _ = run(tmp_path / "other", model_dir, *options, "--loss_type", "tis")
+    assert other[-1]["loss"] != plain[-1]["loss"]
+    with pytest.raises(InputError, match="give --score_model_minus"):
+        run(tmp_path / "sepo", model_dir, *options, "--loss_type", "sepo")
+    lines, _ = run(tmp_path / "sepo", model_dir, *options, "--loss_type", "sepo", "--score_model_minus", model_dir)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    with pytest.raises(InputError, match="give --score_model"):
+        run(tmp_path / "none", model_dir, "--data", rows, "--loss_type", "tgdpo")
+
+
+def test_another_model_can_be_the_reference(tmp_path, model_dir, rows, tiny_model):
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.mul_(1.2)
+    tiny_model.save_pretrained(tmp_path / "reference")
+    lines, _ = run(tmp_path / "run", model_dir, "--data", rows, "--ref_model", tmp_path / "reference", "--max_steps", 1)
+    assert abs(lines[0]["loss"] - math.log(2)) > 1e-4

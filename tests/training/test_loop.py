@@ -218,6 +218,8 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(model, config, t
     records = [json.loads(line) for line in (config.output / "skipped_steps.jsonl").read_text().splitlines()]
     assert records[0]["step"] == 2 and round.examples[bad].tree.id in records[0]["trees"]
     assert "skipped_steps.jsonl" in str(problem.value)
+    run.restore({"done": run.done, "skipped": 1, "reference": ""})  # from a checkpoint between the two
+    assert (config.output / "skipped_steps.jsonl").read_text().splitlines() == [json.dumps(records[0])]
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,9 +52,17 @@ class Run:
     skipped: int = 0
     reference_key: str = ""
 
+    @property
+    def skipped_path(self) -> Path:
+        """Where steps that were left out are written down."""
+        return self.config.output / "skipped_steps.jsonl"
+
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint."""
+        """Go on from the state of a checkpoint; what was written down behind it is cut off."""
         self.done, self.skipped, self.reference_key = state["done"], state["skipped"], state["reference"]
+        if self.world.main and self.skipped_path.exists():
+            lines = self.skipped_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            self.skipped_path.write_text("".join(lines[: self.skipped]), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -231,15 +240,14 @@ def leave_out(step: int, plan: StepPlan, metrics: Metrics, norm: float, round: R
     run.skipped += 1
     trees = sorted({example.tree.id for example in plan.examples})
     record = {"round": round.number, "step": step, "loss": str(metrics["loss"]), "grad_norm": str(norm), "trees": trees}
-    path = run.config.output / "skipped_steps.jsonl"
     if run.world.main:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(run.skipped_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     if run.skipped > run.config.max_skipped_steps:
         raise InputError(
             f"step {step}: the loss is {metrics['loss']} and the gradient's norm {norm}; {run.skipped} steps were left "
-            f"out and --max_skipped_steps is {run.config.max_skipped_steps}. Their trees stand in {path}; try a lower "
-            "--learning_rate, and --bf16 false if it is on"
+            f"out and --max_skipped_steps is {run.config.max_skipped_steps}. Their trees stand in {run.skipped_path}; "
+            "try a lower --learning_rate, and --bf16 false if it is on"
         )
 
 

@@ -94,7 +94,7 @@ def make_objective(config: TrainConfig) -> Objective:
 MAY_DIFFER = (
     "output eval_data num_eval_dialogues eval_preferences eval_steps plan memory_gb selfcheck decode_batch_size "
     "reference_cache max_skipped_steps pack_tokens shard_size activation_checkpointing compile offload logging_steps "
-    "report_to save_steps keep_last keep_best resume push_to_hub data"
+    "report_to save_steps keep_last keep_best resume push_to_hub hub_private_repo world_size data"
 ).split()
 """Options that a run may change when it goes on from a checkpoint: they leave what is computed as it is, but for
 rounding. What `data` holds counts, not where it lies."""
@@ -105,7 +105,8 @@ def fingerprint(config: TrainConfig, *, model: str, trees: Sequence[PreferenceTr
     options = {name: value for name, value in plain_options(config).items() if name not in MAY_DIFFER}
     content = hashlib.blake2b(digest_size=16)
     for tree in trees or ():
-        content.update(content_key(tree) + json.dumps([asdict(pair) for pair in tree.pairs]).encode())
+        content.update(content_key(tree))
+        content.update(json.dumps([asdict(part) for part in (*tree.pairs, *tree.leaves)]).encode())
     return {**options, "weights of --model": model, "content of --data": content.hexdigest()}
 
 
