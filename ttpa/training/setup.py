@@ -106,7 +106,8 @@ def fingerprint(config: TrainConfig, *, model: str, trees: Sequence[PreferenceTr
     content = hashlib.blake2b(digest_size=16)
     for tree in trees or ():
         content.update(content_key(tree))
-        content.update(json.dumps([asdict(part) for part in (*tree.pairs, *tree.leaves)]).encode())
+        scored = [*map(asdict, tree.pairs), *map(asdict, tree.leaves)]
+        content.update(json.dumps(scored).encode())
     return {**options, "weights of --model": model, "content of --data": content.hexdigest()}
 
 
