@@ -15,13 +15,15 @@ from random_trees import random_tree
 from ranks import run_ranks
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from ttpa.construct import construct_dialogues
+from ttpa.data.dialogues import write_dialogues
 from ttpa.errors import InputError
 from ttpa.train import main
 from ttpa.training import loop
 from ttpa.training.distributed import joined_world, make_mesh
 from ttpa.training.monitor import repeatable
 from ttpa.training.stop import STOPPED
-from ttpa.trees.io import write_trees
+from ttpa.trees.io import read_trees, write_trees
 
 LORA = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj,up_proj,lm_head")
 
@@ -118,6 +120,37 @@ def test_a_run_goes_on_with_another_number_of_processes(folder):
     assert (weights_of(folder / "whole") - weights_of(folder / "parts")).abs().max() < 1e-6
     for line, other in zip(lines_of(folder / "whole"), lines_of(folder / "parts"), strict=True):
         assert other == pytest.approx(line, rel=2e-4, abs=2e-6)
+
+
+def test_two_processes_sample_evaluate_and_train_as_one(folder):
+    write_dialogues(folder / "eval.jsonl", construct_dialogues(3, split="heldout", seed=3))
+
+    def sampling(name: str) -> list[str]:
+        return [
+            *(
+                "--model",
+                str(folder / "model"),
+                "--output",
+                str(folder / name),
+                "--eval_data",
+                str(folder / "eval.jsonl"),
+            ),
+            *("--num_dialogues", "5", "--rounds", "2", "--max_new_tokens", "4", "--learning_rate", "1e-4"),
+            *("--logging_steps", "1"),
+        ]
+
+    run_ranks(train, 2, sampling("sampled 2"))
+    train(sampling("sampled 1"))
+    one, two = (
+        [tree.to_dict() for tree in read_trees(folder / name / "trees.jsonl")] for name in ("sampled 1", "sampled 2")
+    )
+    assert [tree["id"] for tree in one] == [tree["id"] for tree in two] and len(one) > 4
+    assert [[node["ids"] for node in tree["nodes"]] for tree in one] == [
+        [node["ids"] for node in tree["nodes"]] for tree in two
+    ]
+    assert (weights_of(folder / "sampled 1") - weights_of(folder / "sampled 2")).abs().max() < 1e-6
+    alone, both = (json.loads((folder / name / "summary.json").read_text()) for name in ("sampled 1", "sampled 2"))
+    assert alone["evaluations"] == both["evaluations"] and (alone["processes"], both["processes"]) == (1, 2)
 
 
 def stop_after(argv: list[str], steps: int) -> None:
