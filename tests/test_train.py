@@ -134,13 +134,14 @@ def test_an_output_that_cannot_be_written_is_said_before_any_work(tmp_path):
         main(["--model", str(tmp_path / "no-model"), "--output", str(tmp_path / "file" / "run")])
 
 
-def test_data_of_which_nothing_is_left(tmp_path, model_dir, capsys):
+def test_data_of_which_nothing_is_left_ends_a_run_before_it_begins(tmp_path, model_dir, rows, capsys):
     path, output = tmp_path / "same.jsonl", tmp_path / "run"
+    run(output, model_dir, "--data", rows, "--max_steps", 1)
+    left = sorted(output.rglob("*"))
     path.write_text(json.dumps({"prompt": "a", "chosen": " b", "rejected": " b"}))
     with pytest.raises(InputError, match=r"no pair of completions is left in .*same.jsonl"):
         run(output, model_dir, "--data", path)
-    assert json.loads((output / "data_report.json").read_text())["dropped_by_reason"] == {"identical": 1}
-    assert "dropped: identical" in capsys.readouterr().out and not (output / "final").exists()
+    assert "dropped: identical" in capsys.readouterr().out and sorted(output.rglob("*")) == left
 
 
 def test_lengths(tmp_path, model_dir, rows):
@@ -312,8 +313,9 @@ def test_helper_models_weigh_tokens(tmp_path, model_dir, rows, tiny_model):
     options += ["--score_model", tmp_path / "helper"]
     other, _ = run(tmp_path / "other", model_dir, *options, "--loss_type", "tis")
     assert other[-1]["loss"] != plain[-1]["loss"]
-    with pytest.raises(InputError, match="give --score_model_minus"):
-        run(tmp_path / "sepo", model_dir, *options, "--loss_type", "sepo")
+    for loss_type in (["sepo"], ["tis", "--sync_ref_model"]):
+        with pytest.raises(InputError, match="give --score_model_minus"):
+            run(tmp_path / "sepo", model_dir, *options, "--loss_type", *loss_type)
     lines, _ = run(tmp_path / "sepo", model_dir, *options, "--loss_type", "sepo", "--score_model_minus", model_dir)
     assert lines[-1]["loss"] < lines[0]["loss"]
     with pytest.raises(InputError, match="give --score_model"):

@@ -192,7 +192,7 @@ def _help(options: dict[str, _Option], *, prog: str, description: str) -> str:
         default = default.lower() if default in ("None", "True", "False") else default
         choices = f" ({', '.join(map(str, o.choices))})" if o.choices else ""
         rows.append((f"--{name} {kind}".rstrip(), f"{o.field.metadata['help']}{choices} [{default}]"))
-    left = min(34, max(len(flag) for flag, _ in rows) + 2)
+    left = min(42, max(len(flag) for flag, _ in rows) + 2)
     lines = [f"{prog} [--config FILE] [--option value ...]", *textwrap.wrap(description, width), ""]
     for flag, text in rows:
         first, *more = textwrap.wrap(text, width - left - 2)

@@ -23,6 +23,8 @@ def atomic_write(path: Path | str) -> Iterator[TextIO]:
             # a lone surrogate, which a model may write, becomes the escape that JSON has for it
             with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
                 yield file
+                file.flush()
+                os.fsync(file.fileno())  # else a machine that goes down may leave the new name without its content
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ to stop (SIGTERM, SIGUSR1), a run saves a checkpoint and exits with code 75.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import platform
@@ -66,7 +67,7 @@ from ttpa.training.setup import (
     make_round,
     save_trained,
 )
-from ttpa.training.stop import StopSignal
+from ttpa.training.stop import STOPPED, StopSignal
 from ttpa.training.trackers import tracker_names
 from ttpa.trees.io import iterate_trees, tree_line, write_trees
 from ttpa.trees.record import PreferenceTree
@@ -92,7 +93,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         print(plan_of(config, objective))
         return {}
     with joined_world() as world, StopSignal() as stop:
-        job = Job(config, world)
+        job = Job(config, world, stop)
         with job.clock.phase("load"):
             model, start_key = load_trainable(job.source, config=config, world=world, references=job.references)
         job.say(f"model     {job.source}: {model.num_parameters():,} parameters on {world.size} x {world.device.type}")
@@ -114,6 +115,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             job.run.save_json("data_report.json", given.report.to_dict())
             job.say(given.report.table())
         before = examine(job, model, "before", begun=state is not None)
+        job.end_if_told()
         with Monitor(
             job.run,
             logging_steps=config.logging_steps,
@@ -201,6 +203,8 @@ def one_round(
         )
         raise InputError(explain_out_of_memory(error, planned.table, world.device)) from error
     copy_back(policy, model)
+    del policy, optimizer, round  # FSDP2's hooks and their module hold each other, and the memory of the shards
+    gc.collect()
 
 
 def plan_of(config: TrainConfig, objective: Objective) -> str:
@@ -239,13 +243,18 @@ def publish(job: Job, final: Path, summary: dict[str, Any]) -> None:
 class Job:
     """What stays the same in a run."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: TrainConfig, world: World, stop: StopSignal) -> None:
+        self.config, self.world, self.stop = config, world, stop
         self.run, self.clock = RunFolder(config.output, main=world.main), Clock()
         self.source: Path | str = MODEL_DIR if config.model is None else config.model
         self.tokenizer = load_tokenizer(self.source)
         folder = config.output / "reference" if config.reference_cache is None else config.reference_cache
-        self.references = References(config=config, tokenizer=self.tokenizer, world=world, folder=folder)
+        self.references = References(config=config, tokenizer=self.tokenizer, world=world, folder=folder, stop=stop)
+
+    def end_if_told(self) -> None:
+        """Exit between two phases when the run was told to stop; there is nothing to save then."""
+        if self.world.any(self.stop.asked):
+            raise SystemExit(STOPPED)
 
     def say(self, text: str) -> None:
         """Print once, not in every process."""
@@ -294,10 +303,10 @@ def given_trees(job: Job, model: PreTrainedModel) -> Given | None:
             path, tokenizer=job.tokenizer, max_length=longest(config, model), on_overlength=config.on_overlength
         )
         if not any(tree.pairs for tree in trees):
-            begin(job)
-            job.run.save_json("data_report.json", report.to_dict())
             job.say(report.table())
-            raise InputError(f"no pair of completions is left in {path}; {config.output}/data_report.json says why")
+            raise InputError(f"no pair of completions is left in {path}; the table above says why")
+        if config.reference == "sampled" and all(node.logps is None for tree in trees for node in tree.nodes):
+            raise InputError("--reference sampled: no sampler has recorded log-probabilities in these trees", path=path)
         check_trees(trees, model, where=str(path))
         return trees, report
 
@@ -346,6 +355,7 @@ def sampled_trees(
             if world.main:
                 write_trees(job.run.path / "trees.jsonl", trees)
             job.run.save_json("data_report.json", {"rounds": reports})
+            job.end_if_told()
         start = sum(report["trees"] for report in reports[: number - 1])
         new = trees[start:][: reports[number - 1]["trees"]]
         if number > 1 and not new:

@@ -230,6 +230,14 @@ def test_a_folder_without_checkpoints_has_no_latest_one(tmp_path):
     assert checkpoints_in(tmp_path).latest() is None
 
 
+@pytest.mark.filterwarnings("ignore:.*cut off or corrupt")
+def test_a_folder_of_broken_checkpoints_is_no_empty_one(tmp_path, saved):
+    for path in (tmp_path / "checkpoints").glob("step-*/state.json"):
+        path.write_text(path.read_text()[:-9])
+    with pytest.raises(InputError, match="none of them is whole"):
+        checkpoints_in(tmp_path).latest()
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path):
     policy = Small()
     optimizer = optimizer_of(policy)

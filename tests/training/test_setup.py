@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
-import torch
 from random_trees import random_tree
 
 from ttpa.errors import InputError
@@ -48,5 +48,6 @@ def test_the_objective_knows_what_its_terms_need():
     assert objective("simpo").reference == "none" and objective("simpo,tdpo2").reference == "distribution"
     assert objective("sft").leaves == "chosen" and not objective("sft").pairs
     assert objective("likelihood").whole and not objective("ttpa,sft").whole
-    start = objective("ttpa,robust", loss_weights="1,2").start
-    assert start == pytest.approx(3 * torch.log(torch.tensor(2.0)).item()) and objective("ttpa,sft").start is None
+    ln_2 = pytest.approx(math.log(2))
+    assert objective("ttpa,hinge,sft").starts == {"loss/ttpa": ln_2, "loss/hinge": 1.0}
+    assert objective("robust", loss_weights="2").starts == {"loss": pytest.approx(2 * math.log(2))}

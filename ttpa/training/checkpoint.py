@@ -120,14 +120,22 @@ class Checkpoints:
         return final
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint, None where there is none; one that is cut off or corrupt is named in a warning,
-        and the one before it taken."""
-        for path in self._newest_first():
+        """The newest whole checkpoint, None where there is none at all; one that is cut off or corrupt is named in a
+        warning, and the one before it taken. Raises InputError where all of them are, so that nobody begins anew over
+        what may still be saved."""
+        paths = self._newest_first()
+        for path in paths:
             _, problem = self._inspect(path)
             if problem is None:
                 return path
             if self.world.main:
                 warnings.warn(f"{path}: {problem}; the checkpoint before it is taken", stacklevel=2)
+        if paths:
+            raise InputError(
+                "there are checkpoints and none of them is whole: look at the disk, and move them away or give "
+                "--resume none to begin anew",
+                path=self.folder,
+            )
         return None
 
     def state(self, path: Path) -> Record:
@@ -263,7 +271,7 @@ def _text(path: Path) -> str:
     """The text of a file, none where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
 
 

@@ -56,13 +56,13 @@ class World:
         assert text is not None or self.rank != source
         if self.size == 1:
             return text or ""
-        data = torch.frombuffer(bytearray((text or "").encode() + b"\n"), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray((text or "").encode("utf-8", "surrogatepass") + b"\n"), dtype=torch.uint8)
         length = torch.tensor([len(data)])
         dist.broadcast(length, src=source)
         if self.rank != source:
             data = torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(data, src=source)
-        return data.numpy().tobytes().decode()[:-1]
+        return data.numpy().tobytes().decode("utf-8", "surrogatepass")[:-1]
 
     def gather_texts(self, text: str) -> list[str]:
         """The texts of all processes, in their order, in every process."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def train_round(
     config, world, objective, monitor = run.config, run.world, run.objective, run.monitor
     shape, steps = ModelShape.of(policy.model), round.steps(config)
     monitor.start_round(round.number, total_steps=len(steps))
-    policy.train()
+    policy.eval()  # no pass drops anything, however a model writes its dropout; gradients do not ask for the mode
     for step, (epoch, batch) in enumerate(steps[first_step:], start=first_step + 1):
         rate = learning_rate(step - 1, total=len(steps), config=config)
         for group in optimizer.param_groups:
@@ -119,7 +119,7 @@ def train_round(
         norm = clip(policy, config.max_grad_norm)
         finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
         if checked and finite and config.ref_model is None:
-            check_start(metrics, objective, bf16=config.bf16, path=config.data)
+            check_start(metrics, objective, bf16=policy.bf16, path=config.data)
         if finite:
             optimizer.step()
         else:
@@ -138,8 +138,9 @@ def train_round(
             if stopping or (config.save_steps and (last or step % config.save_steps == 0)):
                 save(policy, optimizer, step, round, run, score=score)
         if stopping:
+            if world.main:
+                tqdm.write(f"stopped   step {step} is saved; the same command with --resume auto goes on")
             raise SystemExit(STOPPED)
-    policy.eval()
     done = {
         "steps": len(steps),
         "pairs": sum(len(round.examples[i].tree.pairs) for _, batch in steps for i in batch),
@@ -180,7 +181,6 @@ def accumulate(
         # a process without a pack of its own takes part with one that weighs nothing
         weight, examples = float(bool(indexes)), [plan.examples[i] for i in indexes or [-1]]
         pack = objective.pack(examples)
-        size += size_of_batch(pack) if indexes else PackSize(0, 0, 0, 0)
         matrices = coefficients(pack, device)
         pack = pack.to(device)
         ref_logp_R, distribution = pack.ref_logp_R, None
@@ -191,6 +191,9 @@ def accumulate(
                 if ref_logp_R is None:
                     ref_logp_R = policy.logps(pack, report=report)
         whole = report and ref_logp_R is not None and objective.pairs
+        if indexes:
+            computed = size_of_batch(pack)
+            size += computed if whole else replace(computed, reported_rows=0)
         with torch.set_grad_enabled(backward):
             rows = policy.rows(pack, report=whole, reference=distribution)
             loss, parts = objective.loss(
@@ -227,10 +230,8 @@ def clip(policy: Policy, longest: float) -> float:
 def evaluate(policy: Policy, round: Round, run: Run, shape: ModelShape) -> float:
     """Write TRL's `eval_` metrics of the examples set aside, means over all of them, and return their loss."""
     start = time.perf_counter()
-    policy.eval()
     plan = lay_out(round.eval_examples, shape, run)
     metrics, work = accumulate(policy, plan, round, run, shape=shape, report=True, backward=False)
-    policy.train()
     run.monitor.report(eval_metrics(metrics, seconds=time.perf_counter() - start, pairs=work.pairs))
     return metrics["loss"]
 

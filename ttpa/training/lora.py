@@ -121,10 +121,10 @@ def _target_names(model: PreTrainedModel, options: LoraOptions) -> list[str]:
             new = {name for name in linear if f".{name}".endswith(f".{target}")}
         if not new:
             close = nearest(target, [*endings, *linear, ALL_LINEAR])
-            hint = f"did you mean {close}? " if close else ""
+            hint = f"did you mean {close}? There" if close else "there"
             raise InputError(
-                f"--lora_target_modules {target}: the model has no linear layer of this name; {hint}"
-                f"There are {', '.join(endings)}, and {ALL_LINEAR} for all but the head"
+                f"--lora_target_modules {target}: the model has no linear layer of this name; {hint} "
+                f"are {', '.join(endings)}, and {ALL_LINEAR} for all but the head"
             )
         found |= new
     return sorted(found)

@@ -155,7 +155,7 @@ class Monitor:
             self.window, self.window_work = {}, Work()
             self._restart_clock()
         self._latest.update(metrics)
-        self._show(learning_rate)
+        self._show(learning_rate, due=due)
 
     def report(self, metrics: Metrics) -> None:
         """Write a line of its own, such as that of an evaluation, at the step just done."""
@@ -229,7 +229,7 @@ class Monitor:
             speeds["mfu"] = work.flops / seconds / (self._peak * self.world.size)
         return {**speeds, "memory_gib": peak_memory(self.world.device) / 2**30}
 
-    def _show(self, learning_rate: float) -> None:
+    def _show(self, learning_rate: float, *, due: bool) -> None:
         assert self._bar is not None, "start_round comes before the first step"
         shown = {"loss {:.3f}": "loss", "margin {:.3f}": "rewards/margins", "acc {:.0%}": "rewards/accuracies"}
         parts = [text.format(self._latest[name]) for text, name in shown.items() if name in self._latest]
@@ -239,6 +239,8 @@ class Monitor:
             parts.append(f"{computed} tok/s (={equivalent})")
             parts += [f"mfu {self._speeds['mfu']:.0%}"] if "mfu" in self._speeds else []
             parts.append(f"{self._speeds['memory_gib']:.1f}G")
+        if self._bar.disable and self.world.main and due:  # a file, say, in which a bar would be noise
+            tqdm.write(f"          step {self.step_of_round}/{self.total_steps} {' '.join(parts)}")
         self._bar.set_postfix_str(" ".join(parts), refresh=False)
         self._bar.update()
 

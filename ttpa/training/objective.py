@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,12 +68,15 @@ class Objective:
         return any(describe(term.name).leaves == "pairs" for term in self.terms)
 
     @cached_property
-    def start(self) -> float | None:
-        """The loss where policy and reference are equal, None where it depends on the model."""
-        starts = [start_loss(term.name, self.options) for term in self.terms]
-        if any(start is None for start in starts):
-            return None
-        return math.fsum(term.weight * (start or 0.0) for term, start in zip(self.terms, starts, strict=True))
+    def starts(self) -> dict[str, float]:
+        """What metrics of the loss are where policy and reference are equal, without those that depend on the model."""
+        found: dict[str, float] = {}
+        for term in self.terms:
+            start = start_loss(term.name, self.options)
+            if start is not None:
+                alone = len(self.terms) == 1
+                found["loss" if alone else f"loss/{term.name}"] = start * (term.weight if alone else 1.0)
+        return found
 
     def pack(self, examples: Sequence[Example]) -> TreeBatch:
         """One pack of examples, with their reference log-probabilities where they have them."""

@@ -47,10 +47,16 @@ class RunFolder:
         return bool(earlier)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        if self.main:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        """Append one line to metrics.jsonl; raises InputError where the disk is full."""
+        if not self.main:
+            return
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            problem = f"cannot be written: {error.strerror}; make room, and --resume auto goes on"
+            raise InputError(problem, path=path) from error
 
     def save_text(self, name: str, text: str) -> None:
         """Write one file."""
@@ -68,6 +74,8 @@ class RunFolder:
         temporary, final = self.path / f".{MODEL}.{os.getpid()}.tmp", self.path / MODEL
         if not self.main:
             return final
+        for left in self.path.glob(f".{MODEL}.*.tmp"):  # by a run that was cut off here
+            shutil.rmtree(left)
         try:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import sys
@@ -35,6 +36,7 @@ from ttpa.training.policy import Policy
 from ttpa.training.reference import MovingReference, check_sampled, fill, logps_of, token_scores
 from ttpa.training.reference_cache import ReferenceCache, content_key, model_key
 from ttpa.training.run_folder import ADAPTER, RunFolder
+from ttpa.training.stop import STOPPED, StopSignal
 from ttpa.training.trained import WRAPPERS
 from ttpa.trees.pack import PairWeights, TreeBatch
 from ttpa.trees.record import PreferenceTree
@@ -51,9 +53,11 @@ def make_policy(model: PreTrainedModel, *, config: TrainConfig, world: World) ->
         raise InputError(f"{name} is for GPUs: this run computes on a CPU, from whose memory and loops nothing is won")
     if world.grouped:
         model = copy.deepcopy(model)
-    elif config.offload == "optimizer":
-        raise InputError("--offload optimizer is done by FSDP2: start the run with torchrun, also for a single process")
-    policy = Policy(model, bf16=config.bf16)
+    elif config.offload == "optimizer" or (config.shard_size or 1) > 1:
+        raise InputError(
+            "--offload optimizer and --shard_size are for FSDP2: start the run with torchrun, also for a single process"
+        )
+    policy = Policy(model, bf16=in_bf16(config))
     checkpoint_activations(policy.model, config.activation_checkpointing)
     if config.compile:
         compile_blocks(policy.model)
@@ -78,11 +82,21 @@ def copy_back(policy: Policy, model: PreTrainedModel) -> None:
             weights[WRAPPERS.sub("", name)].copy_(whole)
 
 
+def in_bf16(config: TrainConfig) -> bool:
+    """Whether products are computed in bfloat16; those of weights of 4 bits always are."""
+    return config.bf16 or config.load_in_4bit
+
+
 def make_objective(config: TrainConfig) -> Objective:
     """The loss of a run; raises InputError for a loss that does not exist, naming the nearest, and for weights that do
     not fit."""
     options = LossOptions(**{name: getattr(config, name) for name in LossOptions.__dataclass_fields__})
     objective = Objective(tuple(loss_terms(config.loss_type, config.loss_weights, options=options)), options)
+    if objective.scores:
+        if config.score_model is None:
+            raise InputError(f"--loss_type {config.loss_type} weighs tokens by a helper model: give --score_model")
+        if config.score_model_minus is None and (objective.reference == "none" or config.sync_ref_model):
+            raise InputError(f"--loss_type {config.loss_type} has no fixed reference: give --score_model_minus as well")
     if config.sync_ref_model and objective.reference == "none":
         raise InputError(f"--sync_ref_model moves a reference, and --loss_type {config.loss_type} has none")
     if config.ref_model is not None and (config.sync_ref_model or objective.reference == "distribution"):
@@ -114,14 +128,18 @@ def fingerprint(config: TrainConfig, *, model: str, trees: Sequence[PreferenceTr
 class References:
     """The log-probabilities of models that do not change, for the trees of a round."""
 
-    def __init__(self, *, config: TrainConfig, tokenizer: Any, world: World, folder: Path) -> None:
+    def __init__(
+        self, *, config: TrainConfig, tokenizer: Any, world: World, folder: Path, stop: StopSignal | None = None
+    ) -> None:
         self.config, self.tokenizer, self.world, self.folder = config, tokenizer, world, folder
-        self.dtype = torch.bfloat16 if config.bf16 else torch.float32
+        self.dtype = torch.bfloat16 if in_bf16(config) else torch.float32
+        self.stop = stop or StopSignal()
 
     def key(self, model: PreTrainedModel) -> str:
         """Under which key a model's log-probabilities are cached."""
         key = model_key(model, self.tokenizer, dtype=self.dtype) if self.world.main else None
-        return self.world.share_text(key)
+        # sharded blocks pass hidden states on in bf16, which autocast keeps in fp32
+        return self.world.share_text(key) + ("-sharded" if self.world.grouped and self.config.bf16 else "")
 
     def of_policy(self, policy: Policy, trees: Sequence[PreferenceTree], *, key: str, begun: bool) -> list[np.ndarray]:
         """What the policy says of each tree as it stands at the start of a round; `begun`: it is at the start no more,
@@ -147,7 +165,14 @@ class References:
         key = self.key(model)
         policy = make_policy(model, config=replace(self.config, activation_checkpointing="none"), world=self.world)
         policy.eval()
-        return self._filled(key, trees, lambda pack: policy.logps(pack.to(self.world.device)))
+
+        def compute(pack: TreeBatch, policy: Policy = policy) -> torch.Tensor:
+            return policy.logps(pack.to(self.world.device))
+
+        found = self._filled(key, trees, compute)
+        del policy, model, compute  # FSDP2's hooks and their module hold each other, and the memory of the shards
+        gc.collect()
+        return found
 
     def _filled(
         self,
@@ -163,6 +188,8 @@ class References:
             def show(done: int, packs: int) -> None:
                 bar.total = packs
                 bar.update(done - bar.n)
+                if self.world.any(self.stop.asked):  # what is on the disk by now is found by the next run
+                    raise SystemExit(STOPPED)
 
             found = fill(
                 cache,
@@ -236,13 +263,10 @@ def make_round(
             logps = references.of_model(config.ref_model, every)
     scores = None
     if objective.scores:
-        if config.score_model is None:
-            raise InputError(f"--loss_type {config.loss_type} weighs tokens by a helper model: give --score_model")
+        assert config.score_model is not None
         minus = logps
         if config.score_model_minus is not None:
             minus = references.of_model(config.score_model_minus, every)
-        elif objective.reference == "none":
-            raise InputError(f"--loss_type {config.loss_type} has no reference: give --score_model_minus as well")
         plus = references.of_model(config.score_model, every)
         scores = [_scores(*given) for given in zip(every, plus, minus, strict=True)]
     examples: tuple[list[Example], list[Example]] = [], []
@@ -259,6 +283,8 @@ def make_round(
         for example in made:  # none where a tree has nothing to train on
             classes = tree_classes(example.tree, references.tokenizer)
             examples[t >= len(trees)].append(replace(example, logps=logps[t], classes=classes))
+    if not examples[0]:
+        raise InputError(f"the model wrote no token that --loss_type {config.loss_type} could train", path=config.data)
     return Round(
         number=number,
         examples=examples[0],
