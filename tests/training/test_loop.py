@@ -122,17 +122,20 @@ def test_a_step_has_the_weights_and_the_options_of_its_loss(model, config, token
     reference = copy.deepcopy(model)
     policy, round, run = start(model, [tree], config, tokenizer)
     disturb(model)
-    metrics, _, _ = gradient_of(policy, round, run)
+    metrics, _, grad = gradient_of(policy, round, run)
 
     weights = [pair_weights(tree, pair, tokenizer, WeightOptions(2.0, 0.5)) for pair in tree.pairs]
     assert {2.0, 0.5} <= {weight for pair in weights for side in pair for weight in side}
     if loss_type == "ipo":
         weights = [tuple([w / sum(side) for w in side] for side in pair) for pair in weights]
     batch = pack_trees([tree], terms=[Term([weights])])
-    with torch.no_grad():
-        logps = [packed_logps(other, batch, report=False) for other in (model, reference)]
+    model.zero_grad()
+    logps = [packed_logps(model, batch, report=False), packed_logps(reference, batch, report=False).detach()]
     options = {"loss_type": "sigmoid" if loss_type == "ttpa" else loss_type, "beta": 0.3, "label_smoothing": smoothing}
     want, weighted = token_dpo_loss(logp_R=logps[0], ref_logp_R=logps[1], C=batch.C, **options)
+    want.backward()
+    want_grad = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert (grad - want_grad).norm() < 1e-5 * want_grad.norm()
     assert metrics["loss"] == pytest.approx(want.item(), rel=1e-6)
     assert weighted["rewards/weighted_margins"] == pytest.approx(metrics["rewards/weighted_margins"], rel=1e-5)
 
