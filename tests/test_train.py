@@ -194,6 +194,7 @@ def test_trees_of_another_tokenizer(tmp_path, model_dir):
         (["--load_in_4bit"], "give --use_peft, without lm_head"),
         (["--sync_ref_model", "--loss_type", "sft"], "--sync_ref_model moves a reference"),
         (["--ref_model", "x/y", "--loss_type", "tdpo1"], "leave out --ref_model"),
+        (["--use_peft", "--lora_target_modules", "lm_head", "--loss_type", "tdpo1"], "knows no adapter of the head"),
         (["--report_to", "tensorbord"], "did you mean tensorboard"),
         (["--push_to_hub", "a/b/c"], "--push_to_hub a/b/c"),
     ],

@@ -22,12 +22,13 @@ from ttpa.training.batches import plan_steps
 from ttpa.training.config import TrainConfig
 from ttpa.training.examples import Example, make_examples
 from ttpa.training.flops import ModelShape, PackSize, size_without_sharing
-from ttpa.training.lora import LoraOptions, add_lora, lora_layers
+from ttpa.training.lora import add_lora, lora_layers
 from ttpa.training.objective import Objective
 from ttpa.training.packing import plan_step
 from ttpa.training.plan_memory import Kind
 from ttpa.training.plan_table import Layout, Part, device_memory, gigabytes, memory_table, render, total
 from ttpa.training.rates import Rate, rate_of
+from ttpa.training.setup import lora_options
 from ttpa.trees.pack import TreeBatch, completion_tokens
 from ttpa.trees.record import PreferenceTree
 
@@ -203,8 +204,7 @@ def what_to_change(
         return plan(examples, config=new, **changed).table
 
     def with_adapter() -> list[Part]:
-        options = LoraOptions(config.lora_r, config.lora_alpha, config.lora_target_modules, config.use_rslora)
-        return again(replace(config, use_peft=True), model=add_lora(copy.deepcopy(model), options))
+        return again(replace(config, use_peft=True), model=add_lora(copy.deepcopy(model), lora_options(config)))
 
     processes = 2 * world_size
     options: list[tuple[str, Callable[[], list[Part]]]] = []
@@ -274,7 +274,7 @@ def model_without_weights(source: Path | str, *, config: TrainConfig) -> PreTrai
     with torch.device("meta"):
         model = use_tree_attention(AutoModelForCausalLM.from_config(described, dtype=torch.float32))
     if config.use_peft:
-        add_lora(model, LoraOptions(config.lora_r, config.lora_alpha, config.lora_target_modules, config.use_rslora))
+        add_lora(model, lora_options(config))
     return model
 
 

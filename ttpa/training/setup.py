@@ -97,6 +97,8 @@ def make_objective(config: TrainConfig) -> Objective:
             raise InputError(f"--loss_type {config.loss_type} weighs tokens by a helper model: give --score_model")
         if config.score_model_minus is None and (objective.reference == "none" or config.sync_ref_model):
             raise InputError(f"--loss_type {config.loss_type} has no fixed reference: give --score_model_minus as well")
+    if config.use_peft and "lm_head" in config.lora_target_modules and objective.reference == "distribution":
+        raise InputError(f"--loss_type {config.loss_type} reads whole distributions and knows no adapter of the head")
     if config.sync_ref_model and objective.reference == "none":
         raise InputError(f"--sync_ref_model moves a reference, and --loss_type {config.loss_type} has none")
     if config.ref_model is not None and (config.sync_ref_model or objective.reference == "distribution"):
@@ -220,10 +222,6 @@ def load_trainable(
     model = load_model(source, dtype=torch.float32, **options)
     key = references.key(model)
     if config.use_peft:
-        if "lm_head" in config.lora_target_modules and make_objective(config).reference == "distribution":
-            raise InputError(
-                f"--loss_type {config.loss_type} reads whole distributions and knows no adapter of the head"
-            )
         add_lora(model, lora_options(config), seed=config.seed)
     if not world.grouped and not config.load_in_4bit:
         model.to(world.device)  # type: ignore[arg-type]
