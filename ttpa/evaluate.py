@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from ttpa.config import option, parse_config, run_command, save_config
-from ttpa.data.dialogues import read_dialogues
 from ttpa.data.jsonl import write_json_lines
+from ttpa.data.read import read_dialogues
 from ttpa.errors import InputError
 from ttpa.evaluation import evaluate_calls, evaluation_table
 from ttpa.files import atomic_write
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate a model, write the run folder, print the table, and return the content of summary.json; raises
     InputError for what the user has to change."""
-    dialogues = read_dialogues(config.data)
+    dialogues, _ = read_dialogues(config.data)
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, dtype=torch.bfloat16 if config.bf16 else torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it untyped

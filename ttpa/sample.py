@@ -28,8 +28,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from ttpa.config import option, parse_config, run_command
 from ttpa.construct import construct_dialogues
-from ttpa.data.dialogues import Dialogue, read_dialogues
+from ttpa.data.dialogues import Dialogue
 from ttpa.data.messages import calls_of
+from ttpa.data.read import read_dialogues
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
 from ttpa.hashes import hash_of_model, hash_of_tokenizer
@@ -201,7 +202,7 @@ def read(config: SampleConfig) -> list[Dialogue]:
     """The dialogues of the run; raises InputError (file:line) for what is wrong with --data."""
     if config.data is None:
         return construct_dialogues(config.num_dialogues, split="preference", seed=config.seed)
-    return read_dialogues(config.data)
+    return read_dialogues(config.data)[0]
 
 
 def check_dialogues(dialogues: Sequence[Dialogue], tokenizer: Any, config: SampleConfig) -> None:

@@ -35,8 +35,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from ttpa.config import parse_config, plain_options, run_command
 from ttpa.construct import Split, construct_dialogues
-from ttpa.data.dialogues import Dialogue, read_dialogues
-from ttpa.data.read import read_data
+from ttpa.data.dialogues import Dialogue
+from ttpa.data.read import read_data, read_dialogues
 from ttpa.data.report import DataReport
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
@@ -375,7 +375,7 @@ def examine(job: Job, model: PreTrainedModel, when: str, *, begun: bool) -> Eval
     if begun and kept.exists():
         return load(kept.read_text(encoding="utf-8"))
     if config.eval_data is not None:
-        sets[config.eval_data.name] = read_dialogues(config.eval_data)
+        sets[config.eval_data.name], _ = read_dialogues(config.eval_data)
     elif config.model is None and config.num_eval_dialogues:
         number = config.num_eval_dialogues
         sizes: dict[Split, int] = {

@@ -8,7 +8,8 @@ import pytest
 
 from ttpa.construct import SPLITS, construct_dialogues
 from ttpa.construct.recipes import UNSEEN_TOOLS
-from ttpa.data.dialogues import Dialogue, read_dialogues, write_dialogues
+from ttpa.data.dialogues import Dialogue, write_dialogues
+from ttpa.data.read import read_dialogues
 from ttpa.tools.schema import functions, validator
 
 
@@ -92,4 +93,4 @@ def test_several_turns_distractors_and_parallel_calls_occur(by_split):
 
 def test_the_record_survives_the_disk(by_split, tmp_path):
     write_dialogues(tmp_path / "d.jsonl", by_split["heldout"])
-    assert read_dialogues(tmp_path / "d.jsonl") == by_split["heldout"]
+    assert read_dialogues(tmp_path / "d.jsonl")[0] == by_split["heldout"]

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ttpa.data.dialogues import Dialogue, read_dialogues, write_dialogues
+from ttpa.data.dialogues import Dialogue, write_dialogues
+from ttpa.data.read import read_dialogues
 from ttpa.errors import InputError
 from ttpa.tools.call import Call, message_with_calls
 
@@ -41,7 +42,7 @@ def test_arguments_are_text_on_disk_and_dicts_in_memory(tmp_path):
     write_dialogues(file, [dialogue(), dialogue("d2")])
     stored = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
     assert stored["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"city": "Łódź"}'
-    assert read_dialogues(file) == [dialogue(), dialogue("d2")]
+    assert read_dialogues(file)[0] == [dialogue(), dialogue("d2")]
 
 
 def test_dict_arguments_and_no_source_read_as_well():
@@ -96,7 +97,7 @@ def test_an_id_comes_once(tmp_path):
 
 def test_empty_and_missing_file(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
-    with pytest.raises(InputError, match="holds no dialogue"):
+    with pytest.raises(InputError, match="the file is empty"):
         read_dialogues(tmp_path / "a.jsonl")
     with pytest.raises(InputError, match="no such file"):
         read_dialogues(tmp_path / "b.jsonl")

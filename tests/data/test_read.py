@@ -72,7 +72,7 @@ def test_a_tokenizer_without_a_chat_template(tmp_path, tokenizer):
         (json.dumps(ROWS[0]) + '\n{"prompt": ', "a.jsonl:2: broken JSON"),
         (
             '{"text": "x", "label": 1}',
-            "a.jsonl:1: not a preference row; columns found: text, label; accepted: id, prompt",
+            "a.jsonl: rows of an unknown format; columns found: text, label; known: .*prompt, chosen, rejected",
         ),
         ('{"id": "d", "tools": [], "messages": []}', "a.jsonl: a file of dialogues holds no preferences"),
         ('{"id": "t", "prompt_ids": [], "nodes": []}', "a.jsonl:1: "),

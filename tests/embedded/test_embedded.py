@@ -14,7 +14,7 @@ from ttpa.embedded.drills import drill
 from ttpa.esm.score import score_call
 from ttpa.model import load_model, load_tokenizer
 from ttpa.tools.call import call_from_message
-from ttpa.tools.hermes import parse
+from ttpa.tools.dialects.hermes import parse
 
 
 def test_the_model_is_small_and_right_on_about_half_of_the_held_out_calls():

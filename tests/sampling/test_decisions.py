@@ -8,7 +8,7 @@ from hesitant import asking, calling
 from ttpa.errors import InputError
 from ttpa.sampling.decisions import all_decisions, decisions
 from ttpa.tools.call import Call
-from ttpa.tools.hermes import parse
+from ttpa.tools.dialects.hermes import parse
 from ttpa.tools.tokens import completion_text
 
 

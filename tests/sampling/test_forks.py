@@ -13,6 +13,7 @@ from hesitant import TOOLS
 from ttpa.sampling.forks import fork_places, is_candidate, token_fields
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.rules import RULES
+from ttpa.tools.dialects.hermes import parse
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": 2, "unit": "C"}}\n</tool_call>'
 EVEN = (1.0, [(5, 0.5), (6, 0.25), (7, 0.125), (8, 0.0078125)])
@@ -85,7 +86,7 @@ def test_a_token_over_several_classes_has_the_heaviest(monkeypatch):
     text = '<tool_call>{"name": "f", "arguments": {"k": "v"}}</tool_call>'
     cuts = [0, 11, text.index('f"'), text.index("arguments"), text.index(': "v'), len(text) - 12, len(text)]
     spans = list(pairwise(cuts))
-    monkeypatch.setattr("ttpa.sampling.forks.completion_text", lambda tokenizer, ids: (text, spans))
+    monkeypatch.setattr("ttpa.sampling.forks.read_completion", lambda tokenizer, ids, tools: (parse(text), spans))
     fields = token_fields(None, range(len(spans)), [{"name": "f"}])
     assert fields == [None, "name", "name", "key", "bracket", None], "the last but one is a bracket and a string"
 

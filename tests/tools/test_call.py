@@ -5,7 +5,7 @@ import pytest
 
 from ttpa.errors import InputError
 from ttpa.tools.call import Call, call_from_message, message_with_calls
-from ttpa.tools.hermes import parse
+from ttpa.tools.dialects.hermes import parse
 from ttpa.tools.tokens import completion_text
 
 EXACT = Call(

@@ -6,11 +6,12 @@ from itertools import groupby
 
 from hesitant import TOOLS
 
+from ttpa.tools.dialects.hermes import parse
 from ttpa.tools.fields import character_fields
 
 
 def runs(text):
-    pairs = zip(text, character_fields(text, TOOLS), strict=True)
+    pairs = zip(text, character_fields(parse(text), TOOLS), strict=True)
     return [("".join(c for c, _ in run), field) for field, run in groupby(pairs, key=lambda pair: pair[1])]
 
 

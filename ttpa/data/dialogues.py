@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttpa.data.jsonl import read_json_lines, write_json_lines
+from ttpa.data.jsonl import write_json_lines
 from ttpa.data.messages import check_call_names, checked_messages, with_dict_arguments, with_text_arguments
 from ttpa.errors import InputError
 from ttpa.tools.schema import functions
@@ -46,25 +46,6 @@ class Dialogue:
             raise InputError(": ".join(repairs[0]))
         check_call_names(messages, record["tools"], "the dialogue")
         return cls(record["id"], record["tools"], messages, record.get("source", {}))
-
-
-def read_dialogues(path: Path | str) -> list[Dialogue]:
-    """All dialogues of a JSON Lines file in their order; raises InputError (file:line) for a bad record, an id that
-    comes twice and a file without dialogues."""
-    dialogues: list[Dialogue] = []
-    lines: dict[str, int] = {}
-    for line, record in read_json_lines(path):
-        try:
-            dialogue = Dialogue.from_dict(record)
-        except InputError as error:
-            raise InputError(str(error), path=path, line=line) from None
-        if dialogue.id in lines:
-            raise InputError(f"the id {dialogue.id!r} is already on line {lines[dialogue.id]}", path=path, line=line)
-        lines[dialogue.id] = line
-        dialogues.append(dialogue)
-    if not dialogues:
-        raise InputError("the file holds no dialogue", path=path)
-    return dialogues
 
 
 def write_dialogues(path: Path | str, dialogues: Iterable[Dialogue]) -> None:

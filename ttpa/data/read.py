@@ -1,39 +1,103 @@
-"""One door to training data: whatever format a path holds, preference trees and a report come out."""
+"""One door to data: whatever format a path holds, trees or dialogues and a report come out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ttpa.data.build import Limits, OnOverlength
-from ttpa.data.preference import iterate_rows, read_preferences
+from ttpa.data.build import Example, Limits, OnOverlength, build_tree
+from ttpa.data.dialogues import Dialogue
+from ttpa.data.formats import FORMATS
+from ttpa.data.formats.format import Place, RowFormat
 from ttpa.data.report import DataReport
+from ttpa.data.rows import iterate_rows
 from ttpa.data.toolbench import read_toolbench
 from ttpa.errors import InputError
 from ttpa.trees.io import iterate_trees
 from ttpa.trees.record import PreferenceTree
 
+OnError = Callable[[InputError], None]
+Kind = Literal["trees", "toolbench", "dialogues", "preferences", "evaluation"]
+
+
+def kind_of(path: Path) -> tuple[Kind, RowFormat | None]:
+    """What a path holds, which shows in its first record: our trees, ToolBench answers (a folder always), or rows of
+    one of FORMATS; raises InputError for a path that does not exist, an empty or broken file, and other records."""
+    if path.is_dir():
+        return "toolbench", None
+    for _, first in iterate_rows(path):
+        if "prompt_ids" in first and "nodes" in first:
+            return "trees", None
+        if "tree" in first and "answer_generation" in first:
+            return "toolbench", None
+        for row_format in FORMATS:
+            if row_format.matches(first):
+                return row_format.kind, row_format
+        known = "; ".join(f"{row_format.name} ({row_format.columns})" for row_format in FORMATS)
+        found = ", ".join(first) or "none"
+        raise InputError(f"rows of an unknown format; columns found: {found}; known: {known}", path=path)
+    raise InputError("the file is empty", path=path)
+
 
 def read_data(
-    path: Path | str, *, tokenizer: Any, max_length: int | None, on_overlength: OnOverlength = "drop"
+    path: Path | str,
+    *,
+    tokenizer: Any,
+    max_length: int | None,
+    on_overlength: OnOverlength = "drop",
+    on_error: OnError | None = None,
 ) -> tuple[list[PreferenceTree], DataReport]:
-    """Preference trees from a file of trees, a TRL preference file (.jsonl, .json, .parquet), or a ToolBench answer
-    file or folder of them; what it is shows in the first record. A tree with a path of more than `max_length` tokens
-    (None: no limit) is left out and listed in the report, or raises under "error". Raises InputError (file:line) for a
-    path that does not exist, an empty or broken file, a record of another kind, and rows that the reader refuses.
+    """Preference trees from a file of trees, a file of preferences in one of FORMATS (.jsonl, .json, .parquet), or a
+    ToolBench answer file or folder of them. A tree with a path of more than `max_length` tokens (None: no limit) is
+    left out and listed in the report, or raises under "error". Raises InputError (file:line) for what `kind_of`
+    refuses, for data that holds no preferences, and for rows that the reader refuses; these go to `on_error` instead
+    where it is given, and the next row is read.
     """
     path, limits = Path(path), Limits(max_length, on_overlength)
-    if path.is_dir():
-        return read_toolbench(path, tokenizer=tokenizer, limits=limits)
-    first = _first_record(path)
-    if "prompt_ids" in first and "nodes" in first:
+    kind, row_format = kind_of(path)
+    if kind == "trees":
         return read_tree_file(path, limits=limits)
-    if "tree" in first and "answer_generation" in first:
+    if row_format is None:
         return read_toolbench(path, tokenizer=tokenizer, limits=limits)
-    if "messages" in first and "chosen" not in first:
-        problem = "a file of dialogues holds no preferences; make trees of it with `python -m ttpa.sample`"
-        raise InputError(problem, path=path)
-    return read_preferences(path, tokenizer=tokenizer, limits=limits)
+    if kind != "preferences":
+        raise InputError(_NO_PREFERENCES[kind], path=path)
+    report = DataReport(path=str(path), format=row_format.name)
+    trees = []
+    for place, example in _read_rows(path, row_format, report, on_error):
+        assert isinstance(example, Example)
+        try:
+            tree = build_tree(example, tokenizer=tokenizer, limits=limits, report=report)
+        except InputError as error:
+            _refused(error, place, on_error)
+        else:
+            trees += [] if tree is None else [tree]
+    report.kept = len(trees)
+    return trees, report
+
+
+def read_dialogues(path: Path | str, *, on_error: OnError | None = None) -> tuple[list[Dialogue], DataReport]:
+    """All dialogues of a file in their order, and the report. Raises InputError (file:line) for what `kind_of` refuses,
+    for rows that are no dialogues, an id that comes twice and a file without dialogues; rows that the reader refuses go
+    to `on_error` instead where it is given."""
+    path = Path(path)
+    kind, row_format = kind_of(path)
+    if row_format is None or kind != "dialogues":
+        raise InputError(f"the file holds {kind}, not dialogues", path=path)
+    report = DataReport(path=str(path), format=row_format.name)
+    dialogues: list[Dialogue] = []
+    lines: dict[str, int] = {}
+    for place, dialogue in _read_rows(path, row_format, report, on_error):
+        assert isinstance(dialogue, Dialogue)
+        if dialogue.id in lines:
+            _refused(InputError(f"the id {dialogue.id!r} is already on line {lines[dialogue.id]}"), place, on_error)
+            continue
+        lines[dialogue.id] = place.line
+        dialogues.append(dialogue)
+    if not dialogues and on_error is None:
+        raise InputError("the file holds no dialogue", path=path)
+    report.kept = len(dialogues)
+    return dialogues, report
 
 
 def read_tree_file(path: Path, *, limits: Limits) -> tuple[list[PreferenceTree], DataReport]:
@@ -51,7 +115,29 @@ def read_tree_file(path: Path, *, limits: Limits) -> tuple[list[PreferenceTree],
     return trees, report
 
 
-def _first_record(path: Path) -> dict[str, Any]:
-    for _, record in iterate_rows(path):
-        return record
-    raise InputError("the file is empty", path=path)
+_NO_PREFERENCES = {
+    "dialogues": "a file of dialogues holds no preferences; make trees of it with `python -m ttpa.sample`",
+    "evaluation": "this is a benchmark, on which nothing may be trained; give it to `python -m ttpa.evaluate`",
+}
+
+
+def _read_rows(
+    path: Path, row_format: RowFormat, report: DataReport, on_error: OnError | None
+) -> Iterator[tuple[Place, Dialogue | Example]]:
+    for line, row in iterate_rows(path):
+        report.read += 1
+        place = Place(path, line)
+        try:
+            found = row_format.read(row, place, report)
+        except InputError as error:
+            _refused(error, place, on_error)
+        else:
+            if found is not None:
+                yield place, found
+
+
+def _refused(error: InputError, place: Place, on_error: OnError | None) -> None:
+    located = InputError(str(error), path=place.path, line=place.line)
+    if on_error is None:
+        raise located from None
+    on_error(located)

@@ -12,8 +12,8 @@ from ttpa.esm.differences import Difference
 from ttpa.esm.errors import PENALTY, Error, Score, share
 from ttpa.esm.matching import best_assignment
 from ttpa.esm.places import difference_span
-from ttpa.tools.hermes import ParsedCall, ParsedTurn
 from ttpa.tools.json_scan import pointer
+from ttpa.tools.turn import ParsedCall, ParsedTurn
 
 _KINDS: dict[Any, type] = {
     "string": str,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from ttpa.esm.differences import Difference
-from ttpa.tools.hermes import ParsedCall
 from ttpa.tools.json_scan import Span, pointer
+from ttpa.tools.turn import Field, ParsedCall
 
 
 def difference_span(text: str, call: ParsedCall, difference: Difference) -> Span | None:
-    """A missing parameter is at the brace that ends its object; a surplus one is key, value, comma; else the value."""
+    """A missing parameter is at the bracket or tag that ends its object; a surplus one is key, value, comma, or its
+    element; else the value. In a call that was read without positions everything is the whole call."""
+    if call.inner_span is None:
+        return call.span
     if difference.code.startswith("param.missing"):
         parent = call.fields.get(pointer(difference.path[:-1]))
         if len(difference.path) == 1 or parent is None:
@@ -17,9 +20,15 @@ def difference_span(text: str, call: ParsedCall, difference: Difference) -> Span
     part = call.fields.get(pointer(difference.path))
     if part is None:
         return None
-    if difference.code.startswith("param.") and part.key_span is not None:
-        return with_comma(text, (part.key_span[0], part.value_span[1]))
-    return part.value_span
+    whole = member_span(text, part) if difference.code.startswith("param.") else None
+    return part.value_span if whole is None else whole
+
+
+def member_span(text: str, field: Field) -> Span | None:
+    """The span of a parameter with its key, and its comma or tags; None for an item of an array."""
+    if field.element_span is not None or field.key_span is None:
+        return field.element_span
+    return with_comma(text, (field.key_span[0], field.value_span[1]))
 
 
 def with_comma(text: str, span: Span) -> Span:

@@ -7,7 +7,7 @@ from typing import Any
 from ttpa.esm.errors import Score
 from ttpa.esm.strict import strict
 from ttpa.tools.call import Call
-from ttpa.tools.hermes import ParsedTurn
+from ttpa.tools.turn import ParsedTurn
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,

@@ -10,7 +10,7 @@ from ttpa.esm.errors import Score
 from ttpa.esm.release import first_call
 from ttpa.esm.strict import strict
 from ttpa.tools.call import Call, normal_json
-from ttpa.tools.hermes import ParsedTurn
+from ttpa.tools.turn import ParsedTurn
 
 _LADDER = {  # invented, redundant, missing parameters
     (True, True, True): -1.8,

@@ -10,8 +10,8 @@ from ttpa.esm.errors import PENALTY, Error, Score, share
 from ttpa.esm.matching import best_assignment
 from ttpa.esm.places import difference_span, with_comma
 from ttpa.tools.call import Call, normal_json
-from ttpa.tools.hermes import ParsedCall, ParsedTurn
 from ttpa.tools.json_scan import Span, pointer
+from ttpa.tools.turn import ParsedCall, ParsedTurn
 
 
 def strict(

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttpa.errors import InputError
-from ttpa.esm.places import with_comma
+from ttpa.esm.places import member_span
 from ttpa.esm.strict import match
 from ttpa.tools.call import Call
-from ttpa.tools.hermes import ParsedCall, ParsedTurn, parse
+from ttpa.tools.completion import read_completion
 from ttpa.tools.json_scan import Span
 from ttpa.tools.schema import functions
-from ttpa.tools.tokens import completion_text, tokens_of
+from ttpa.tools.tokens import tokens_of
+from ttpa.tools.turn import ParsedCall, ParsedTurn
 from ttpa.trees.record import Pair, PreferenceTree
 
 MOST_KEY_WEIGHT = 9.0
@@ -76,7 +77,7 @@ def key_token_weights(tree: PreferenceTree, pair: Pair, tokenizer: Any) -> tuple
     fork, names = _shared(*sides), list(functions(tree.tools))
     weights = [[1.0] * len(ids) for ids in sides]
     for ids, side in zip(sides, weights, strict=True):
-        keys = _key_tokens(*completion_text(tokenizer, ids), names)
+        keys = _key_tokens(*read_completion(tokenizer, ids, tree.tools), names)
         weight = max(1.0, min((len(ids) - len(keys)) / len(keys), MOST_KEY_WEIGHT)) if keys else 1.0
         for i in keys:
             if i >= fork:
@@ -94,14 +95,15 @@ def _trained(tree: PreferenceTree, leaf: int, weights: list[float]) -> list[floa
     return [w * t for w, t in zip(weights, tree.trained(leaf), strict=True)]
 
 
-def _key_tokens(text: str, spans: Sequence[Span], names: list[str]) -> set[int]:
+def _key_tokens(turn: ParsedTurn, spans: Sequence[Span], names: list[str]) -> set[int]:
     places: set[int] = set()
-    for call in parse(text).calls:
+    for call in turn.calls:
         if call.name is None or call.span is None or call.name_span is None:
             continue
         shared = (_shared(call.name, name) for name in names if name != call.name)
-        # a name that the other one goes on from parts from it at the quote behind it
-        places |= {call.span[0]} | {call.name_span[0] + 1 + length for length in shared if length}
+        first = call.name_span[0] + (turn.text[call.name_span[0]] in "\"'")
+        # a name that the other one goes on from parts from it at what stands behind it
+        places |= {call.span[0]} | {first + length for length in shared if length}
     return {tokens_of((place, place + 1), spans)[0] for place in places}
 
 
@@ -114,10 +116,9 @@ def _counterparts(
     tokenizer: Any,
 ) -> Iterator[tuple[int, int]]:
     """Token ranges of the chosen side that stand for the errors of the rejected side."""
-    text, spans = completion_text(tokenizer, chosen)
-    turn = parse(text)
+    turn, spans = read_completion(tokenizer, chosen, tree.tools)
     wanted = [Call(call.name or "", call.arguments or {}) for call in turn.calls]
-    partner = dict(match(parse(completion_text(tokenizer, rejected)[0]), wanted, functions(tree.tools)))
+    partner = dict(match(read_completion(tokenizer, rejected, tree.tools)[0], wanted, functions(tree.tools)))
     unmatched = [call for call in turn.calls if call.index not in partner.values()]
     for error in errors:
         code, call = error["code"], turn.calls[partner[error["call"]]] if error["call"] in partner else None
@@ -125,7 +126,7 @@ def _counterparts(
         if code in ("no_call", "call.missing"):
             found = [missing.span for missing in unmatched]
         elif call is not None and code.startswith("tool."):
-            found = [call.name_span]
+            found = [call.name_span or call.span]
         elif call is not None:
             found = [_field_span(turn, call, code, error["pointer"])]
         ranges = [tokens_of(span, spans) for span in found if span is not None]
@@ -134,9 +135,10 @@ def _counterparts(
 
 def _field_span(turn: ParsedTurn, call: ParsedCall, code: str, pointer: str) -> Span | None:
     """Where the chosen call has what the error is about: a whole parameter if it was missing, else a value."""
+    if call.inner_span is None and code.startswith(("param.missing", "value.")):
+        return call.span
     part = call.fields.get(pointer)
     if part is None or not code.startswith(("param.missing", "value.")):
         return None
-    if code.startswith("param.missing") and part.key_span is not None:
-        return with_comma(turn.text, (part.key_span[0], part.value_span[1]))
-    return part.value_span
+    whole = member_span(turn.text, part) if code.startswith("param.missing") else None
+    return part.value_span if whole is None else whole

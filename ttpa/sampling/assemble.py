@@ -12,8 +12,7 @@ from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.report import SamplingReport
 from ttpa.tools.call import Call
-from ttpa.tools.hermes import parse
-from ttpa.tools.tokens import completion_text
+from ttpa.tools.completion import read_completion
 from ttpa.trees.record import Completion, Leaf, PreferenceTree, merge_completions
 
 
@@ -22,10 +21,10 @@ def scored(
 ) -> Completion:
     """An answer with its calls, its strict ESM score and its errors; `decoded` is None where nobody decoded it."""
     score: Score = score_tokens(tokenizer, ids, decision.calls, decision.tools)
-    text, _ = completion_text(tokenizer, ids)
+    turn, _ = read_completion(tokenizer, ids, decision.tools)
     calls = [
         Call(call.name, call.arguments).to_dict()
-        for call in parse(text).calls
+        for call in turn.calls
         if call.name is not None and call.arguments is not None
     ]
     leaf = Leaf(-1, kind, finish, calls, score.score, [error.to_leaf() for error in score.errors])

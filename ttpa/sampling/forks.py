@@ -9,8 +9,8 @@ from typing import Any
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.rules import RULES, alternatives
+from ttpa.tools.completion import read_completion
 from ttpa.tools.fields import character_fields
-from ttpa.tools.tokens import completion_text
 
 FIELD_WEIGHT = {"name": 3.0, "key": 2.5, "value": 2.0, "bracket": 1.5, "string": 1.0, "other": 0.5}
 """How much a score counts by field class (those of `character_fields`, tags left out)."""
@@ -69,8 +69,8 @@ def token_fields(tokenizer: Any, ids: Sequence[int], tools: Sequence[dict[str, A
     Classes are the keys of FIELD_WEIGHT; a token that touches several has the heaviest. In a call that could not be
     read to its end, what was not read is `other`.
     """
-    text, spans = completion_text(tokenizer, ids)
-    of_character = character_fields(text, tools)
+    turn, spans = read_completion(tokenizer, ids, tools)
+    of_character = character_fields(turn, tools)
     fields: list[str | None] = []
     for start, end in spans:
         found = set(of_character[start : max(end, start + 1)])

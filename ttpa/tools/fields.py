@@ -5,35 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ttpa.tools.hermes import CLOSE, OPEN, ParsedCall, parse
 from ttpa.tools.json_scan import Span
 from ttpa.tools.schema import functions, schema_at
+from ttpa.tools.turn import ParsedCall, ParsedTurn
 
 
-def character_fields(text: str, tools: Sequence[dict[str, Any]]) -> list[str | None]:
+def character_fields(turn: ParsedTurn, tools: Sequence[dict[str, Any]]) -> list[str | None]:
     """The field class of each character of a turn, None outside of calls.
 
     `name` and `key` (quotes included); `value` is a number, a word (true, null) or one of an enum, `string` any other
-    string; `bracket` is the rest of a call; `tag` is one of the two tags around it. In a call that could not be read
-    to its end, what was not read is `other`.
+    string; `bracket` is the rest of a call; `tag` is one of the two tags around it. What could not be read is `other`:
+    the rest of a call that breaks off, and the whole of one that was read without positions.
     """
-    fields: list[str | None] = [None] * len(text)
+    fields: list[str | None] = [None] * len(turn.text)
     schemas = functions(tools)
-    for call in parse(text).calls:
-        _mark_call(fields, text, call, schemas.get(call.name or "", {}).get("parameters", {}))
+    for call in turn.calls:
+        _mark_call(fields, call, schemas.get(call.name or "", {}).get("parameters", {}))
     return fields
 
 
-def _mark_call(fields: list[str | None], text: str, call: ParsedCall, parameters: dict[str, Any]) -> None:
+def _mark_call(fields: list[str | None], call: ParsedCall, parameters: dict[str, Any]) -> None:
     def mark(field: str, span: Span) -> None:
         fields[span[0] : span[1]] = [field] * (span[1] - span[0])
 
     assert call.span is not None  # the call was read from text
+    if call.inner_span is None:
+        return mark("other", call.span)
     mark("tag", call.span)
-    start, end = call.span
-    start += len(OPEN) * text.startswith(OPEN, start)
-    end -= len(CLOSE) * text[start:end].endswith(CLOSE)
-    mark("bracket" if call.complete else "other", (start, end))
+    mark("bracket" if call.complete else "other", call.inner_span)
     if call.name_span is not None:
         mark("name", call.name_span)
     for pointer, field in call.fields.items():
@@ -45,6 +44,7 @@ def _mark_call(fields: list[str | None], text: str, call: ParsedCall, parameters
             continue
         listed = "enum" in schema_at(parameters, _path(pointer, call.arguments))
         mark("string" if isinstance(field.value, str) and not listed else "value", field.value_span)
+    return None
 
 
 def _path(pointer: str, arguments: Any) -> list[str | int]:

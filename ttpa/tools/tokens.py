@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -42,16 +42,21 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
     return text, spans
 
 
-def completion_text(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
+def completion_text(tokenizer: Any, ids: Sequence[int], *, marks: Collection[str] = ()) -> tuple[str, list[Span]]:
     """As `token_spans`, but the text ends before the special tokens (end of turn, padding) at the end of the ids.
 
-    The spans of these tokens lie behind the text, so the position at its end belongs to the end-of-turn token.
+    The spans of these tokens lie behind the text, so the position at its end belongs to the end-of-turn token. Special
+    tokens among `marks` are text: they close a call, not a turn.
     """
     text, spans = token_spans(tokenizer, ids)
     added, length = tokenizer.added_tokens_decoder, len(ids)
-    while length and ids[length - 1] in added and added[ids[length - 1]].special:
+    while length and ids[length - 1] in added and _ends_turn(added[ids[length - 1]], marks):
         length -= 1
     return text[: spans[length][0]] if length < len(ids) else text, spans
+
+
+def _ends_turn(token: Any, marks: Collection[str]) -> bool:
+    return token.special and token.content not in marks
 
 
 def tokens_of(span: Span, spans: Sequence[Span]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ttpa.tools.dialects.hermes import HERMES
 from ttpa.tools.fields import character_fields
 from ttpa.tools.tokens import token_spans
 from ttpa.trees.pack import TreeBatch
@@ -156,7 +157,7 @@ def _character_classes(text: str) -> list[int]:
     for mark in [*_BETWEEN_TURNS.finditer(text), None]:
         end = len(text) if mark is None else mark.start()
         if role == "assistant":
-            fields = character_fields(text[start:end], ())  # without schemas every text is a string, which is as good
+            fields = character_fields(HERMES.parse(text[start:end], ()), ())
             classes[start:end] = [_TEXT if field is None else _OF_FIELD.get(field, _TEXT) for field in fields]
         elif role == "tool":
             classes[start:end] = [_RESULT] * (end - start)

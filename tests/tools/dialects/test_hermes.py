@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttpa.tools.hermes import parse
+from ttpa.tools.dialects.hermes import parse
 
 KEYS = st.text(max_size=6) | st.sampled_from(["name", "arguments", "a/b", "~", "</tool_call>"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

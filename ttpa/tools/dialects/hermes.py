@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ttpa.tools.dialects.dialect import Dialect
 from ttpa.tools.json_scan import Member, Scan, Span, Value, pointer, scan
+from ttpa.tools.turn import Field, FormatError, ParsedCall, ParsedTurn
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _MARK = re.compile(rf"""{OPEN}|{CLOSE}|\{{\s*["']name["']\s*:""")
@@ -19,63 +20,7 @@ _ESCAPED_CHARACTER = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Field:
-    """One value inside the arguments and where it stands, quotes included. `key_span` is None for items of an array."""
-
-    key_span: Span | None
-    value_span: Span
-    value: Any
-
-
-@dataclass
-class ParsedCall:
-    """One call as far as it could be read. All spans are half-open, in characters of the text that was parsed.
-
-    `span` covers the tags, `name_span` the quotes of the name, `close_span` the brace at which the arguments ended (the
-    outer one if there were no arguments, None if the text broke off before it). `fields` holds every value inside the
-    arguments by its JSON pointer, "" being the arguments themselves; `duplicates` the second and later values of keys
-    that came twice (`fields` and `arguments` hold the last one). `complete` says whether the JSON was read to its end;
-    if not, `arguments` holds what was closed by then. The spans are None for a call that was given as a record.
-    """
-
-    index: int
-    name: str | None
-    arguments: dict[str, Any] | None
-    span: Span | None = None
-    name_span: Span | None = None
-    fields: dict[str, Field] = field(default_factory=dict)
-    close_span: Span | None = None
-    complete: bool = True
-    duplicates: list[tuple[str, Field]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class FormatError:
-    """What is wrong with the text of a call, and where.
-
-    `code` is format.unparseable (the text cannot be read as a call), format.envelope (the call can be read, but a tag
-    or the arguments are not as they must be) or format.repairable (readable, but not as JSON: a fence, single quotes,
-    Python words, arguments as text). `call` is -1 for a closing tag before the first call.
-    """
-
-    code: str
-    call: int
-    span: Span
-    message: str
-
-
-@dataclass
-class ParsedTurn:
-    """A model's turn: its text, the calls in it, what is wrong with their format, and the text outside of them."""
-
-    text: str
-    calls: list[ParsedCall]
-    errors: list[FormatError]
-    content: str
-
-
-def parse(text: str) -> ParsedTurn:
+def parse(text: str, tools: Sequence[dict[str, Any]] = ()) -> ParsedTurn:
     """Find the calls in a model's turn. Never raises; what cannot be read becomes a FormatError with its position.
 
     The end-of-turn token must be stripped before. A call starts at `<tool_call>`, or without the tag at an object with
@@ -151,6 +96,7 @@ def _read_element(turn: ParsedTurn, start: int, body: int) -> int:
         if not closed:
             report("envelope", (end, end), f"{CLOSE} is missing")
     call.span = (start, end + len(CLOSE) if closed else end)
+    call.inner_span = (body, end)
     return call.span[1]
 
 
@@ -229,3 +175,6 @@ def _read_fields(call: ParsedCall, parent: Value, path: list[str | int], place: 
         name, part = put(index, None, item)
         call.fields[name] = part
         _read_fields(call, item, [*path, index], place)
+
+
+HERMES = Dialect("hermes", parse, marks=(OPEN, CLOSE))

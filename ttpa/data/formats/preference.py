@@ -1,15 +1,13 @@
-"""Preference files in TRL's formats: plain text and conversations, with tools, as JSON Lines, JSON or Parquet."""
+"""TRL's preference rows: plain text and conversations, with tools."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ttpa.config import nearest
-from ttpa.data.build import Example, Limits, build_tree
-from ttpa.data.jsonl import read_json_lines, read_json_values
+from ttpa.data.build import Example
+from ttpa.data.formats.format import Place, RowFormat
 from ttpa.data.messages import (
     Message,
     check_call_names,
@@ -20,47 +18,22 @@ from ttpa.data.messages import (
 )
 from ttpa.data.report import DataReport
 from ttpa.errors import InputError
-from ttpa.trees.record import PreferenceTree
 
 COLUMNS = ("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
 
 
-def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the line (in Parquet the row), from 1, and the record of every row of a .parquet file, of a .json file (one
-    array, or object after object), or of JSON Lines; raises InputError for a missing or broken file."""
-    readers = {".parquet": _parquet_rows, ".json": read_json_values}
-    yield from readers.get(path.suffix, read_json_lines)(path)
-
-
-def read_preferences(path: Path, *, tokenizer: Any, limits: Limits) -> tuple[list[PreferenceTree], DataReport]:
-    """Trees of two leaves from a file of TRL preference rows: `chosen` and `rejected`, `prompt` unless both share it,
-    all texts or all lists of messages, optionally `tools` (a list or its JSON text), `chat_template_kwargs` and `id`.
-    Token ids are those of TRL 1.16. Raises InputError (file:line) for a bad row; what was dropped stands in the report.
-    """
-    report = DataReport(path=str(path), format="preference")
-    trees = []
-    for line, row in iterate_rows(path):
-        report.read += 1
-        try:
-            example = _example(row, path, line, report)
-            tree = build_tree(example, tokenizer=tokenizer, limits=limits, report=report)
-        except InputError as error:
-            raise InputError(str(error), path=path, line=line) from None
-        if tree is not None:
-            trees.append(tree)
-    report.kept = len(trees)
-    return trees, report
-
-
-def _example(row: dict[str, Any], path: Path, line: int, report: DataReport) -> Example:
+def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Example:
+    """The example of a TRL preference row: `chosen` and `rejected`, `prompt` unless both share it, all texts or all
+    lists of messages, optionally `tools` (a list or its JSON text), `chat_template_kwargs` and `id`. Token ids are
+    those of TRL 1.16. Raises InputError for a bad row."""
     _check_columns(row, report)
-    id = f"{path.stem}:{line}" if row.get("id") is None else str(row["id"])
-    where = f"{path}:{line}"
+    id = place.id if row.get("id") is None else str(row["id"])
+    where, arrow = str(place), place.path.suffix == ".parquet"
     sides = [name for name in ("prompt", "chosen", "rejected") if row.get(name) is not None]
     kinds = {name: type(row[name]).__name__ for name in sides}
     kwargs = _from_json_text(row.get("chat_template_kwargs"), dict, "chat_template_kwargs") or {}
     tools = _from_json_text(row.get("tools"), list, "tools")
-    if path.suffix == ".parquet":
+    if arrow:
         tools, kwargs = _without_nulls(tools), _without_nulls(kwargs)
     tool_names(tools or [])
     if set(kinds.values()) == {"str"}:
@@ -69,7 +42,7 @@ def _example(row: dict[str, Any], path: Path, line: int, report: DataReport) -> 
     elif set(kinds.values()) == {"list"}:
         parts = {name: checked_messages(row[name], name) for name in sides}
         for name, messages in parts.items():
-            messages = _without_injected_nulls(messages, tools, path.suffix == ".parquet", (id, where), report)
+            messages = _without_injected_nulls(messages, tools, arrow, (id, where), report)
             parts[name], repairs = with_dict_arguments(messages)
             for repair, detail in repairs:
                 report.repair(id, where, repair, f"{name}: {detail}")
@@ -85,7 +58,7 @@ def _example(row: dict[str, Any], path: Path, line: int, report: DataReport) -> 
             + ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
             + ("; drop a prompt column whose text both sides repeat" if kinds.get("prompt") == "str" else "")
         )
-    origin = {"format": "preference", "file": path.name, "line": line}
+    origin = {"format": "preference", "file": place.path.name, "line": place.line}
     return Example(id, where, prompt, chosen, [rejected], tools or [], kwargs, origin)
 
 
@@ -169,13 +142,10 @@ def _properties(tool: dict[str, Any]) -> dict[str, Any]:
     return ((tool.get("function", tool).get("parameters") or {}).get("properties")) or {}
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    from datasets import load_dataset  # takes seconds to import, and only Parquet needs it
-
-    if not path.is_file():
-        raise InputError("no such file", path=path)
-    try:
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        yield from enumerate(map(dict, rows), start=1)
-    except Exception as error:  # pyarrow and datasets raise what they like for a broken file
-        raise InputError(f"no readable Parquet file: {error}", path=path) from None
+PREFERENCE = RowFormat(
+    "preference",
+    "preferences",
+    columns="prompt, chosen, rejected",
+    matches=lambda row: "chosen" in row and "rejected" in row,
+    read=read_row,
+)

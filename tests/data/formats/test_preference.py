@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ttpa.data.build import Limits
-from ttpa.data.preference import read_preferences
+from ttpa.data.read import read_data
 from ttpa.data.render import render_messages
 from ttpa.errors import InputError
 
@@ -31,7 +30,7 @@ def row(**changes) -> dict:
 def read(path: Path, tokenizer, rows: list[dict] | None = None, **limits):
     if rows is not None:
         path.write_text("\n".join(map(json.dumps, rows)))
-    return read_preferences(path, tokenizer=tokenizer, limits=Limits(**{"max_length": None, **limits}))
+    return read_data(path, tokenizer=tokenizer, **{"max_length": None, **limits})
 
 
 def test_a_row_is_a_tree_that_forks_where_the_sides_differ(tmp_path, tokenizer):

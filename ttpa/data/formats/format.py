@@ -1,0 +1,44 @@
+"""What a format of rows is: how to tell it, and how one of its rows becomes a dialogue or an example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ttpa.data.build import Example
+from ttpa.data.dialogues import Dialogue
+from ttpa.data.report import DataReport
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: its file and its line from 1 (in Parquet the row)."""
+
+    path: Path
+    line: int
+
+    @property
+    def id(self) -> str:
+        """The id of a row that has none of its own."""
+        return f"{self.path.stem}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A format of rows. `kind` says what it holds: dialogues (tools, messages and the right calls), preferences (a
+    prompt, a better and a worse answer), or evaluation, rows on which nothing may be trained. `columns` names what a
+    row has, for messages. `matches(row)` tells whether the first row of a file is of this format. `read(row, place,
+    report)` gives the dialogue or example of a row, or None where it listed in the report why the row is left out;
+    what it did not take as it stands it lists as a repair; it raises InputError for anything that the format does not
+    know."""
+
+    name: str
+    kind: Literal["dialogues", "preferences", "evaluation"]
+    columns: str
+    matches: Callable[[dict[str, Any]], bool]
+    read: Callable[[dict[str, Any], Place, DataReport], Dialogue | Example | None]
