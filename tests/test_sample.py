@@ -191,9 +191,9 @@ def test_help_fits_two_screens(capsys, monkeypatch):
         (["--model", "some/model"], "--data is required with --model"),
         (["--data", "trees.jsonl"], "--output would replace --data"),
         (["--data", "none.jsonl"], "none.jsonl: no such file"),
-        (["--data", "empty.jsonl"], "empty.jsonl: the file holds no dialogue"),
+        (["--data", "empty.jsonl"], "empty.jsonl: the file is empty"),
         (["--data", "broken.jsonl"], "broken.jsonl:2: broken JSON"),
-        (["--data", "plain.jsonl"], "plain.jsonl: dialogue 'plain' calls no tool .1 of 2 do not., so there is"),
+        (["--data", "plain.jsonl"], "plain.jsonl: no dialogue calls a tool"),
         (["--num_dialogues", "2", "--cache_gb", "1e-5"], "has a prompt of .* tokens.* cache_gb of at least"),
         (["--data", "good.jsonl", "--model", "nowhere"], "nowhere: there is no such folder"),
         (["--data", "good.jsonl", "--model", "toolless"], "dialogue 'a': the chat template of the tokenizer drops"),
@@ -208,7 +208,7 @@ def test_what_the_user_has_to_change_is_said_before_any_work(options, problem, t
     write_dialogues("good.jsonl", [asking("a", "Rome")])
     (tmp_path / "broken.jsonl").write_text((tmp_path / "good.jsonl").read_text() + "{")
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-    write_dialogues("plain.jsonl", [asking("a", "Rome"), Dialogue("plain", TOOLS, talk)])
+    write_dialogues("plain.jsonl", [Dialogue("plain", TOOLS, talk)])
     tokenizer.save_pretrained("toolless")
     template = "{% for m in messages %}{{ m.content or m.tool_calls }}<|im_end|>{% endfor %}"
     (tmp_path / "toolless" / "chat_template.jinja").write_text(template)
@@ -233,3 +233,14 @@ def test_a_bar_in_a_terminal(tmp_path):
     os.close(theirs)
     assert finish(process) == [0]
     assert b"sampling: 100%" in shown and b"pairs, " in shown and b" pages" in shown and b"block     1 of" not in shown
+
+
+def test_dialogues_that_call_no_tool_are_left_out_and_listed(tmp_path, capsys):
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+    write_dialogues(tmp_path / "d.jsonl", [Dialogue("plain", TOOLS, talk), asking("a", "Rome")])
+    output = tmp_path / "trees.jsonl"
+    in_this_process(output, "--data", tmp_path / "d.jsonl", "--max_new_tokens", 20)
+    report = json.loads(output.with_suffix(".data_report.json").read_text())
+    assert (report["read"], report["kept"], report["kind"]) == (2, 1, "dialogues")
+    assert [(drop["id"], drop["reason"]) for drop in report["dropped"]] == [("plain", "no tool is called")]
+    assert "dropped: no tool is called" in capsys.readouterr().out

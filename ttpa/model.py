@@ -24,6 +24,7 @@ from ttpa_kernels import linear_kl, linear_logp
 from ttpa_kernels.tree_attention.op import TreeMask, tree_attention, tree_mask
 
 from ttpa.errors import InputError
+from ttpa.tools.dialects import dialect_named
 from ttpa.trees.pack import TreeBatch, pack_trees
 from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_completions
 
@@ -48,9 +49,14 @@ def load_model(path: Path | str, *, dtype: torch.dtype, **options: Any) -> PreTr
     return model
 
 
-def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; raises InputError where there is none, and where it has no chat template."""
+def load_tokenizer(path: Path | str, *, dialect: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; `dialect` is a name out of `ttpa.tools.dialects.DIALECTS` in which its calls are read, None for
+    the one that its chat template writes. Raises InputError where there is no such tokenizer or dialect, and where the
+    tokenizer has no chat template."""
+    if dialect is not None:
+        dialect_named(dialect)
     tokenizer = _pretrained(AutoTokenizer, path)
+    tokenizer.tool_dialect = dialect
     if not tokenizer.chat_template:
         raise InputError(
             "the tokenizer has no chat template, so messages and tools cannot become tokens: use the instruct version "

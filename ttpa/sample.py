@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -31,6 +30,7 @@ from ttpa.construct import construct_dialogues
 from ttpa.data.dialogues import Dialogue
 from ttpa.data.messages import calls_of
 from ttpa.data.read import read_dialogues
+from ttpa.data.report import DataReport
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
 from ttpa.hashes import hash_of_model, hash_of_tokenizer
@@ -53,6 +53,7 @@ class SampleConfig:
     """Every option of the command; raises InputError for values that make no sense."""
 
     model: str | None = option(None, "model folder or Hugging Face name; none is the embedded model")
+    dialect: str | None = option(None, "how the model writes calls, such as mistral; none: as its chat template does")
     data: Path | None = option(None, "dialogues; none makes some for the embedded model")
     num_dialogues: int = option(1600, "how many to make where there is no --data")
     output: Path = option(Path("trees.jsonl"), "file of trees; its report lies beside it, as .report.json")
@@ -114,10 +115,10 @@ def main(argv: Sequence[str]) -> None:
 def sample(config: SampleConfig, ranks: Ranks) -> None:
     """The whole run of this process; raises InputError for what the user has to change."""
     check_output(config.output)
-    dialogues = read(config)
+    dialogues, data_report = read(config)
     source = MODEL_DIR if config.model is None else config.model
-    tokenizer = load_tokenizer(source)
-    check_dialogues(dialogues, tokenizer, config)
+    tokenizer = load_tokenizer(source, dialect=config.dialect)
+    check_template(decisions(dialogues[0], tokenizer)[0], tokenizer)
     model = load_model(source, dtype=torch.bfloat16 if config.bf16 else torch.float32)
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)  # kernels are launched on the current one
@@ -132,7 +133,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
         "model hash": hash_of_model(model),
         "tokenizer hash": hash_of_tokenizer(tokenizer),
         "data hash": fingerprint.hash_of_dialogues(dialogues),
-        **{name: getattr(config, name) for name in ("max_length", "block_size", "bf16")},
+        **{name: getattr(config, name) for name in ("dialect", "max_length", "block_size", "bf16")},
         **asdict(config.sampling()),
         "device": fingerprint.name_of_device(model.device),
         **fingerprint.versions(),
@@ -156,6 +157,9 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
     mine = range(ranks.rank, len(blocks), ranks.world)
     done = {block: report for block in mine if (report := run.finished(block)) is not None}
     if ranks.rank == 0:
+        if data_report is not None:
+            data_report.save(config.output.with_suffix(".data_report.json"))
+            print(data_report.table())
         where = f"{model.device}, {torch.get_num_threads()} threads"
         print(f"model     {source}: {model.num_parameters():,} parameters on {where}")
         print(f"sample    {len(found)} decisions of {len(dialogues)} dialogues in {len(blocks)} blocks")
@@ -198,23 +202,22 @@ def check_output(path: Path) -> None:
         raise InputError(f"cannot be written: {error.strerror}; choose another --output", path=path.parent) from None
 
 
-def read(config: SampleConfig) -> list[Dialogue]:
-    """The dialogues of the run; raises InputError (file:line) for what is wrong with --data."""
+def read(config: SampleConfig) -> tuple[list[Dialogue], DataReport | None]:
+    """The dialogues of the run in which a tool is called, and the report of --data; raises InputError (file:line) for
+    what is wrong with --data, and where no tool is called in it."""
     if config.data is None:
-        return construct_dialogues(config.num_dialogues, split="preference", seed=config.seed)
-    return read_dialogues(config.data)[0]
-
-
-def check_dialogues(dialogues: Sequence[Dialogue], tokenizer: Any, config: SampleConfig) -> None:
-    """Raise InputError where nothing can be compared, or no tool would reach the model: naming the first dialogue."""
-    without = [dialogue.id for dialogue in dialogues if not calls_of(dialogue.messages)]
-    if without:
-        raise InputError(
-            f"dialogue {without[0]!r} calls no tool ({len(without)} of {len(dialogues)} do not), so there is no gold "
-            "answer to compare with; leave such dialogues out",
-            path=config.data,
-        )
-    check_template(decisions(dialogues[0], tokenizer)[0], tokenizer)
+        return construct_dialogues(config.num_dialogues, split="preference", seed=config.seed), None
+    found, report = read_dialogues(config.data)
+    dialogues = []
+    for dialogue in found:
+        if calls_of(dialogue.messages):
+            dialogues.append(dialogue)
+        else:
+            report.drop(dialogue.id, str(config.data), "no tool is called", "there is no gold answer to compare with")
+    if not dialogues:
+        raise InputError("no dialogue calls a tool, so there is no gold answer to compare with", path=config.data)
+    report.kept = len(dialogues)
+    return dialogues, report
 
 
 def longest(config: SampleConfig, model: PreTrainedModel) -> int | None:

@@ -211,7 +211,8 @@ def plan_of(config: TrainConfig, objective: Objective) -> str:
     """What --plan prints; no weights are loaded."""
     assert config.data is not None
     source: Path | str = MODEL_DIR if config.model is None else config.model
-    tokenizer, device = load_tokenizer(source), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(source, dialect=config.dialect)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length = longest(config, model_without_weights(source, config=config))
     trees, _ = read_data(config.data, tokenizer=tokenizer, max_length=length, on_overlength=config.on_overlength)
     size = config.world_size or 1
@@ -247,7 +248,7 @@ class Job:
         self.config, self.world, self.stop = config, world, stop
         self.run, self.clock = RunFolder(config.output, main=world.main), Clock()
         self.source: Path | str = MODEL_DIR if config.model is None else config.model
-        self.tokenizer = load_tokenizer(self.source)
+        self.tokenizer = load_tokenizer(self.source, dialect=config.dialect)
         folder = config.output / "reference" if config.reference_cache is None else config.reference_cache
         self.references = References(config=config, tokenizer=self.tokenizer, world=world, folder=folder, stop=stop)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hesitant import asking, calling
 
@@ -50,6 +52,13 @@ def test_too_long_decisions_are_returned_as_dropped(tokenizer):
     found = all_decisions([two_turns()], tokenizer, max_length=length)
     assert [d.dropped for d in found] == [None, "over max_length"]
     assert decisions(two_turns(), tokenizer, max_length=length - 1)[0].dropped == "over max_length"
+
+
+def test_a_turn_may_end_with_another_special_token_than_eos(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = "<|endoftext|>"
+    found = decisions(two_turns(), tokenizer)
+    assert {tokenizer.convert_ids_to_tokens(d.gold_ids[-1]) for d in found} == {"<|im_end|>"}
 
 
 def test_a_template_that_does_not_end_the_turn_is_refused(tokenizer, monkeypatch):

@@ -123,3 +123,11 @@ def test_end_ids_come_from_model_and_tokenizer(tiny_model, tokenizer):
     tiny_model.generation_config.eos_token_id = [3, 1]
     tiny_model.config.eos_token_id = 7
     assert end_ids(tiny_model, tokenizer) == sorted({1, 3, 7, tokenizer.eos_token_id})
+
+
+def test_a_gold_answer_with_another_end_is_refused(tokenizer):
+    stop = Stop(tokenizer, [tokenizer.eos_token_id])
+    stop.check([5, tokenizer.eos_token_id])
+    with pytest.raises(InputError, match=r"ends turns with .*add its id \(5\)"):
+        stop.check([tokenizer.eos_token_id, 5])
+    Stop(tokenizer, [tokenizer.eos_token_id], "</tool_call>").check([5])

@@ -84,7 +84,7 @@ def read_dialogues(path: Path | str, *, on_error: OnError | None = None) -> tupl
     kind, row_format = kind_of(path)
     if row_format is None or kind != "dialogues":
         raise InputError(f"the file holds {kind}, not dialogues", path=path)
-    report = DataReport(path=str(path), format=row_format.name)
+    report = DataReport(path=str(path), format=row_format.name, kind="dialogues")
     dialogues: list[Dialogue] = []
     lines: dict[str, int] = {}
     for place, dialogue in _read_rows(path, row_format, report, on_error):

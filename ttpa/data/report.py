@@ -13,12 +13,13 @@ from ttpa.files import atomic_write
 
 @dataclass
 class DataReport:
-    """What a reader did with a file or folder. `read` counts what `unit` names, `kept` counts trees; each entry of
+    """What a reader did with a file or folder. `read` counts what `unit` names, `kept` what `kind` names; each entry of
     `dropped` and `repaired` has the id, the place (file:line), a reason out of a small set, and what is particular to
     it; `counts` holds what else a format counts and `notes` what the user should know of the whole."""
 
     path: str
     format: str
+    kind: str = "trees"
     unit: str = "rows"
     read: int = 0
     kept: int = 0
@@ -49,6 +50,7 @@ class DataReport:
         return {
             "path": self.path,
             "format": self.format,
+            "kind": self.kind,
             "unit": self.unit,
             "read": self.read,
             "kept": self.kept,
@@ -71,7 +73,7 @@ class DataReport:
         rows = [(f"{self.unit} read", self.read), *self.counts.items()]
         rows += [(f"dropped: {reason}", number) for reason, number in record["dropped_by_reason"].items()]
         rows += [(f"repaired: {kind}", number) for kind, number in record["repaired_by_kind"].items()]
-        rows.append(("trees kept", self.kept))
+        rows.append((f"{self.kind} kept", self.kept))
         width = max(len(name) for name, _ in rows)
         lines = [f"{self.path} ({self.format})"] + [f"  {name:<{width}}  {number:>8}" for name, number in rows]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])

@@ -12,6 +12,7 @@ from ttpa.data.messages import Message, calls_of
 from ttpa.data.render import render_messages
 from ttpa.errors import InputError
 from ttpa.tools.call import Call, call_from_message
+from ttpa.tools.dialects.detect import dialect_of
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Decision:
 def decisions(dialogue: Dialogue, tokenizer: Any, *, max_length: int | None = None) -> list[Decision]:
     """The decisions of a dialogue in their order, each after the gold messages before it. One whose prompt and gold
     answer have more than `max_length` tokens together (None: any number) is returned with `dropped` set. Raises
-    InputError, naming the dialogue, for messages that the chat template refuses, and for a template that does not end
-    the assistant's turn with the tokenizer's end-of-text token (eos_token)."""
+    InputError, naming the dialogue, for messages that the chat template refuses, and for a template that ends the
+    assistant's turn neither with the tokenizer's end-of-text token (eos_token) nor with another special token."""
     found = []
     for turn, message in enumerate(dialogue.messages):
         records = calls_of([message]) if message["role"] == "assistant" else []
@@ -49,7 +50,7 @@ def decisions(dialogue: Dialogue, tokenizer: Any, *, max_length: int | None = No
         before = dialogue.messages[:turn]
         try:
             rendered = render_messages(tokenizer, before, [[message]], tools=dialogue.tools)
-            gold_ids = _turn(rendered.completions[0], tokenizer.eos_token_id)
+            gold_ids = _turn(rendered.completions[0], tokenizer)
         except InputError as error:
             raise InputError(f"dialogue {dialogue.id!r}, message {turn}: {error}") from None
         too_long = max_length is not None and len(rendered.prompt_ids) + len(gold_ids) > max_length
@@ -89,8 +90,12 @@ def check_template(decision: Decision, tokenizer: Any) -> None:
         )
 
 
-def _turn(ids: list[int], eos: int) -> list[int]:
-    """The tokens of a rendered turn without what a template writes after the end-of-turn token."""
-    if eos not in ids:
-        raise InputError("the chat template does not end the turn of the assistant with the tokenizer's eos_token")
-    return ids[: len(ids) - ids[::-1].index(eos)]
+def _turn(ids: list[int], tokenizer: Any) -> list[int]:
+    """The tokens of a rendered turn without what a template writes after the end-of-turn token. Some models end turns
+    with a special token that is not their tokenizer's eos_token."""
+    added, marks = tokenizer.added_tokens_decoder, dialect_of(tokenizer).marks
+    special = [at for at, i in enumerate(ids) if i in added and added[i].special and added[i].content not in marks]
+    ends = [at for at, i in enumerate(ids) if i == tokenizer.eos_token_id] or special
+    if not ends:
+        raise InputError("the chat template does not end the turn of the assistant with eos_token or a special token")
+    return ids[: ends[-1] + 1]

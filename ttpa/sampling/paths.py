@@ -37,9 +37,12 @@ class PathWriter:
         self, model: PreTrainedModel, tokenizer: Any, decisions: Sequence[Decision], *, options: SamplingOptions
     ) -> None:
         """For `decisions` and any parts of them; the model is switched to tree attention. Raises InputError, before any
-        work, for a decision that the cache cannot hold, and as `use_tree_attention` does."""
+        work, for a decision that the cache cannot hold or whose gold answer ends with a token at which the model does
+        not stop, and as `use_tree_attention` does."""
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self.stop = Stop(tokenizer, end_ids(model, tokenizer), options.stop)
+        for decision in decisions:
+            self.stop.check(decision.gold_ids)
         self.origin: dict[str, Any] = {"model": model.config.name_or_path, "engine": "ttpa", "versions": versions()}
         shape, self.num_pages = checked_pages(model, decisions, options=options)
         self.passes = Passes(model, options=options, shape=shape, num_pages=self.num_pages)

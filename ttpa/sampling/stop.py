@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ttpa.errors import InputError
 from ttpa.tools.tokens import token_spans, tokens_of
 
 
@@ -30,6 +31,16 @@ class Stop:
         if text is not None:
             self._reach = len(text.encode())  # every token writes one byte or more
             token_spans(tokenizer, [])
+
+    def check(self, answer: Sequence[int]) -> None:
+        """Raise InputError where an answer as the chat template writes it ends with a token that ends nothing here: the
+        model could not end it either."""
+        if answer and self.text is None and answer[-1] not in self._ends:
+            token = self.tokenizer.convert_ids_to_tokens(answer[-1])
+            raise InputError(
+                f"the chat template ends turns with {token!r}, which is no end-of-text token of the model: add its id "
+                f"({answer[-1]}) to eos_token_id in generation_config.json"
+            )
 
     def at(self, ids: Sequence[int], first: int) -> int | None:
         """How many of the tokens of a completion are kept, the one that ends it included; None where it does not end

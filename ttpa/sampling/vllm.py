@@ -88,6 +88,8 @@ class VllmWriter:
                 )
         self.vllm, self.engine, self.tokenizer, self.options = _vllm(), engine, tokenizer, options
         self.stop = Stop(tokenizer, ends, options.stop)
+        for decision in decisions:
+            self.stop.check(decision.gold_ids)
         engine_name = f"vllm {self.vllm.__version__}"
         self.origin: dict[str, Any] = {
             "model": engine.model_config.model,

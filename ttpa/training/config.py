@@ -42,6 +42,7 @@ class TrainConfig:
 
     model: str | None = option(None, "model folder or Hugging Face name; none is the embedded model")
     data: Path | None = option(None, "trees, TRL preference file, ToolBench answers; none samples trees")
+    dialect: str | None = option(None, "how the model writes calls, such as mistral; none: as its chat template does")
     output: Path = option(Path("runs/train"), "run folder; the files of an earlier run in it are replaced")
     eval_data: Path | None = option(None, "dialogues to evaluate on; none is the held-out set of the embedded model")
     num_eval_dialogues: int = option(300, "embedded held-out dialogues to evaluate on; 0 evaluates on none of them")
