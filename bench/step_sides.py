@@ -23,7 +23,6 @@ from ttpa.losses import LossOptions, LossTerm
 from ttpa.model import use_tree_attention
 from ttpa.training.checkpoint import Checkpoints
 from ttpa.training.config import TrainConfig
-from ttpa.training.distributed import World
 from ttpa.training.examples import Example
 from ttpa.training.flops import ModelShape, pack_flops, size_of_trees
 from ttpa.training.loop import Round, Run, accumulate, clip, lay_out
@@ -37,6 +36,7 @@ from ttpa.training.reference_cache import ReferenceCache
 from ttpa.training.run_folder import RunFolder
 from ttpa.training.stop import StopSignal
 from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_completions
+from ttpa.world import World
 
 BETA, LEARNING_RATE, LORA_RANK, LORA_ALPHA = 0.1, 1e-4, 16, 32
 

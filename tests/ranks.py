@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.multiprocessing as mp
 
-from ttpa.training.distributed import joined_world
+from ttpa.world import joined_world
 
 
 def run_ranks(function: Callable[..., None], size: int, *arguments: object) -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -40,12 +41,13 @@ from ttpa.sampling.blocks import BlockedRun
 from ttpa.sampling.decisions import Decision, all_decisions, check_template, decisions
 from ttpa.sampling.options import ForkOrder, Mode, RuleName, SamplingOptions
 from ttpa.sampling.paths import GPU_SHARE, PathWriter, checked_pages
-from ttpa.sampling.ranks import Ranks, joined_ranks
 from ttpa.sampling.report import SamplingReport
 from ttpa.sampling.tps import Progress, sample_decisions
+from ttpa.world import World, joined_world
 
 DESCRIPTION = "Sample preference trees: the model answers, forks where it hesitates, and every end is scored."
 SAMPLING = SamplingOptions()
+LONGEST_WAIT = timedelta(days=7)  # a process that has finished its share may have to wait for the others
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,11 @@ def main(argv: Sequence[str]) -> None:
     """Run the command with its arguments; raises InputError for what the user has to change."""
     disable_progress_bar()  # of loading, which takes no time beside the rest
     config = parse_config(SampleConfig, argv, prog="python -m ttpa.sample", description=DESCRIPTION)
-    with ended_by_signals(), joined_ranks() as ranks:
-        sample(config, ranks)
+    with ended_by_signals(), joined_world(longest_wait=LONGEST_WAIT) as world:
+        sample(config, world)
 
 
-def sample(config: SampleConfig, ranks: Ranks) -> None:
+def sample(config: SampleConfig, world: World) -> None:
     """The whole run of this process; raises InputError for what the user has to change."""
     check_output(config.output)
     dialogues, data_report = read(config)
@@ -120,9 +122,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
     tokenizer = load_tokenizer(source, dialect=config.dialect)
     check_template(decisions(dialogues[0], tokenizer)[0], tokenizer)
     model = load_model(source, dtype=torch.bfloat16 if config.bf16 else torch.float32)
-    if ranks.device.type == "cuda":
-        torch.cuda.set_device(ranks.device)  # kernels are launched on the current one
-    model.to(ranks.device)  # type: ignore[arg-type]  # transformers wraps it untyped
+    model.to(world.device)  # type: ignore[arg-type]  # transformers wraps it untyped
     found = all_decisions(dialogues, tokenizer, max_length=longest(config, model))
     blocks = [found[first : first + config.block_size] for first in range(0, len(found), config.block_size)]
     usable = [decision for decision in found if decision.dropped is None]
@@ -140,23 +140,23 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
     }
     run = BlockedRun(config.output, num_blocks=len(blocks), fingerprint=settings)
     state = run.state(overwrite=config.overwrite)
-    ranks.wait()  # all have seen the same state, before one of them changes it
-    if ranks.rank == 0 and state == "new":
+    wait(world)  # all have seen the same state, before one of them changes it
+    if world.main and state == "new":
         run.begin(threads=torch.get_num_threads(), cache_gb=cache_gb(config, model))
     if state == "complete":
-        if ranks.rank == 0:
+        if world.main:
             run.clear()
             print(f"{config.output} is already complete; --overwrite makes it again")
         return
-    ranks.wait()
+    wait(world)
     held = run.join()
     torch.set_num_threads(held["threads"])  # the last bits of a product depend on it
     options = replace(config.sampling(), cache_gb=held["cache_gb"])
     writer = PathWriter(model, tokenizer, usable, options=options)
     writer.origin["weights"] = settings["model hash"]
-    mine = range(ranks.rank, len(blocks), ranks.world)
+    mine = range(world.rank, len(blocks), world.size)
     done = {block: report for block in mine if (report := run.finished(block)) is not None}
-    if ranks.rank == 0:
+    if world.main:
         if data_report is not None:
             data_report.save(config.output.with_suffix(".data_report.json"))
             print(data_report.table())
@@ -165,14 +165,14 @@ def sample(config: SampleConfig, ranks: Ranks) -> None:
         print(f"sample    {len(found)} decisions of {len(dialogues)} dialogues in {len(blocks)} blocks")
         if state == "begun":
             print(f"resumed   {sum(run.finished(block) is not None for block in range(len(blocks)))} blocks are done")
-    with Display(ranks, sizes=[len(block) for block in blocks], mine=mine, done=done) as display:
+    with Display(world, sizes=[len(block) for block in blocks], mine=mine, done=done) as display:
         for block in mine:
             if block not in done:
                 sample_block(run, block, blocks[block], writer, display)
-    ranks.wait()
-    if ranks.rank == 0:
+    wait(world)
+    if world.main:
         print(f"\n{run.finish().table()}\n\nThe trees are in {config.output}, the numbers in {run.report_path}")
-    ranks.wait()
+    wait(world)
 
 
 def sample_block(
@@ -187,6 +187,14 @@ def sample_block(
     sampled = sample_decisions(writer, part, report=report, progress=display.show)
     run.write(block, (tree for _, tree in sampled if tree is not None), report)
     display.finish_block(block, report)
+
+
+def wait(world: World) -> None:
+    """Go on when all processes have come to this place; exits with an error where one of them has ended."""
+    try:
+        world.barrier()
+    except RuntimeError:
+        raise SystemExit("error: another process of this run has ended: the same command goes on") from None
 
 
 def check_output(path: Path) -> None:
@@ -238,7 +246,7 @@ class Display:
     that is finished."""
 
     def __init__(
-        self, ranks: Ranks, *, sizes: Sequence[int], mine: Sequence[int], done: dict[int, SamplingReport]
+        self, world: World, *, sizes: Sequence[int], mine: Sequence[int], done: dict[int, SamplingReport]
     ) -> None:
         self.sizes, self.terminal = sizes, sys.stderr.isatty()
         self.began, self.tokens = time.perf_counter(), 0
@@ -249,7 +257,7 @@ class Display:
             unit="tree",
             total=sum(sizes[block] for block in mine),
             initial=self.finished,
-            disable=not self.terminal or ranks.rank > 0,
+            disable=not self.terminal or world.rank > 0,
         )
 
     def __enter__(self) -> Display:

@@ -48,7 +48,6 @@ from ttpa.sampling.report import SamplingReport
 from ttpa.training.card import check_push, model_card, push_to_hub
 from ttpa.training.checkpoint import Checkpoints
 from ttpa.training.config import TrainConfig
-from ttpa.training.distributed import World, joined_world
 from ttpa.training.loop import Run, train_round
 from ttpa.training.monitor import Monitor
 from ttpa.training.objective import Objective
@@ -71,6 +70,7 @@ from ttpa.training.stop import STOPPED, StopSignal
 from ttpa.training.trackers import tracker_names
 from ttpa.trees.io import iterate_trees, tree_line, write_trees
 from ttpa.trees.record import PreferenceTree
+from ttpa.world import World, joined_world
 
 DESCRIPTION = "Train a model on preferences inside its tool calls: sample, score, train, evaluate."
 

@@ -21,8 +21,8 @@ from torch import nn
 from ttpa.errors import InputError
 from ttpa.training import shards
 from ttpa.training.checkpoint import Checkpoints
-from ttpa.training.distributed import World
 from ttpa.training.stop import StopSignal
+from ttpa.world import World
 
 FINGERPRINT = {"data": "5fe1", "loss_type": "ttpa", "beta": 0.1}
 

@@ -15,7 +15,6 @@ from ttpa.losses import token_dpo_loss
 from ttpa.model import packed_logps, use_tree_attention
 from ttpa.training.checkpoint import Checkpoints
 from ttpa.training.config import TrainConfig
-from ttpa.training.distributed import World
 from ttpa.training.flops import ModelShape
 from ttpa.training.loop import Run, accumulate, lay_out, train_round
 from ttpa.training.monitor import Monitor
@@ -26,6 +25,7 @@ from ttpa.training.setup import References, make_objective, make_round
 from ttpa.training.stop import STOPPED, StopSignal
 from ttpa.trees.pack import Term, pack_trees
 from ttpa.trees.record import Pair
+from ttpa.world import World
 
 TREES = [random_tree(seed) for seed in range(6)]
 

@@ -15,7 +15,7 @@ from ttpa_kernels import linear_logp
 
 from ttpa.errors import InputError
 from ttpa.model import head_weight, packed_hidden, use_tree_attention
-from ttpa.training.distributed import joined_world, make_mesh, shard_policy
+from ttpa.training.distributed import make_mesh, shard_policy
 from ttpa.training.lora import (
     LoraOptions,
     adapters_off,
@@ -30,6 +30,7 @@ from ttpa.training.lora import (
 from ttpa.training.memory import checkpoint_activations
 from ttpa.training.policy import Policy
 from ttpa.trees.pack import pack_trees
+from ttpa.world import joined_world
 
 pytest.importorskip("peft")
 SIZES = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ttpa.errors import InputError
-from ttpa.training.distributed import World
 from ttpa.training.monitor import Monitor, Work, eval_metrics, repeatable
 from ttpa.training.run_folder import RunFolder
+from ttpa.world import World
 
 WORK = Work(pairs=4, tokens=100, equivalent_tokens=250, flops=1e9)
 

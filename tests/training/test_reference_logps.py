@@ -16,12 +16,13 @@ from safetensors.numpy import load_file
 from ttpa.errors import InputError
 from ttpa.hashes import hash_of_model
 from ttpa.model import packed_logps, use_tree_attention
-from ttpa.training.distributed import World, joined_world, make_mesh, shard_policy
+from ttpa.training.distributed import make_mesh, shard_policy
 from ttpa.training.policy import Policy
 from ttpa.training.reference import MovingReference, check_sampled, fill, logps_of, sampled_logps, token_scores
 from ttpa.training.reference_cache import ReferenceCache, content_key, model_key
 from ttpa.trees.pack import completion_tokens
 from ttpa.trees.record import Leaf, Pair
+from ttpa.world import World, joined_world
 
 TREES = [random_tree(seed, tools=seed % 2 == 0) for seed in range(8)]
 PACK_TOKENS = 60

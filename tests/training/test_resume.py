@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from ttpa.errors import InputError
 from ttpa.training.checkpoint import Checkpoints
-from ttpa.training.distributed import World, joined_world, make_mesh, shard_policy
+from ttpa.training.distributed import make_mesh, shard_policy
 from ttpa.training.stop import StopSignal
+from ttpa.world import World, joined_world
 
 
 class Sharded(nn.Module):

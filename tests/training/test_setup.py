@@ -10,8 +10,8 @@ from random_trees import random_tree
 from ttpa.errors import InputError
 from ttpa.model import use_tree_attention
 from ttpa.training.config import TrainConfig
-from ttpa.training.distributed import World
 from ttpa.training.setup import copy_back, fingerprint, make_objective, make_policy
+from ttpa.world import World
 
 CONFIG = TrainConfig(model="tiny")
 

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttpa.errors import InputError
-from ttpa.training.distributed import World
 from ttpa.training.random_state import random_state, set_random_state
 from ttpa.training.shards import ShardReader, write_shards
 from ttpa.training.trained import load_trained, optimizer_groups, trained_tensors
+from ttpa.world import World
 
 STATE = "state.json"
 PACKAGES = ("torch", "transformers", "safetensors")

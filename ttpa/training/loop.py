@@ -21,7 +21,6 @@ from ttpa.errors import InputError
 from ttpa.training.batches import plan_steps
 from ttpa.training.checkpoint import Checkpoints
 from ttpa.training.config import TrainConfig
-from ttpa.training.distributed import World
 from ttpa.training.examples import Example
 from ttpa.training.flops import ModelShape, PackSize, pack_flops, size_of_batch, size_without_sharing
 from ttpa.training.monitor import Monitor, Work, eval_metrics
@@ -32,6 +31,7 @@ from ttpa.training.policy import Policy
 from ttpa.training.reference import MovingReference
 from ttpa.training.selfcheck import check_classes, check_packing, check_start
 from ttpa.training.stop import STOPPED, StopSignal
+from ttpa.world import World
 
 Online = Callable[[], AbstractContextManager[None]]
 """A context in which the policy computes as its reference does."""

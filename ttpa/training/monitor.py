@@ -16,10 +16,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ttpa.errors import InputError
-from ttpa.training.distributed import World
 from ttpa.training.hardware import device_flops, peak_memory
 from ttpa.training.run_folder import RunFolder
 from ttpa.training.trackers import Tracker, open_trackers, tracker_names
+from ttpa.world import World
 
 Metrics = Mapping[str, float]
 UNREPEATABLE = ("/s", "seconds", "mfu", "memory_gib")

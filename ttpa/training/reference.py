@@ -15,13 +15,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ttpa.errors import InputError
-from ttpa.training.distributed import World
 from ttpa.training.examples import Example
 from ttpa.training.packing import best_fit, split_example
 from ttpa.training.reference_cache import ReferenceCache, content_key
 from ttpa.training.trained import WRAPPERS
 from ttpa.trees.pack import Term, TreeBatch, completion_tokens, pack_trees, packed_tokens
 from ttpa.trees.record import Leaf, Pair, PreferenceTree
+from ttpa.world import World
 
 Compute = Callable[[TreeBatch], torch.Tensor]
 """Log-probabilities in nats, fp32 `[R]`, of the head rows of a pack; it moves the pack to where the model is."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ttpa.errors import InputError
 from ttpa.training.classes import class_counts
-from ttpa.training.distributed import World
 from ttpa.training.examples import Example
 from ttpa.training.objective import Metrics, Objective
 from ttpa.training.policy import Policy
 from ttpa.trees.pack import Term, pack_trees, packed_tokens
+from ttpa.world import World
 
 # bf16 rounds at 2^-8 of a hidden state, differently in passes of different shapes; a mask or a position that is wrong,
 # or a reference of another model, is off by far more

@@ -26,7 +26,7 @@ from ttpa.losses import LossOptions, loss_terms
 from ttpa.model import load_model
 from ttpa.training.classes import tree_classes
 from ttpa.training.config import TrainConfig
-from ttpa.training.distributed import World, make_mesh, shard_policy
+from ttpa.training.distributed import make_mesh, shard_policy
 from ttpa.training.examples import Example, make_examples
 from ttpa.training.loop import Round
 from ttpa.training.lora import LoraOptions, add_lora, four_bit_config, merge, save_adapter
@@ -40,6 +40,7 @@ from ttpa.training.stop import STOPPED, StopSignal
 from ttpa.training.trained import WRAPPERS
 from ttpa.trees.pack import PairWeights, TreeBatch
 from ttpa.trees.record import PreferenceTree
+from ttpa.world import World
 
 
 def make_policy(model: PreTrainedModel, *, config: TrainConfig, world: World) -> Policy:
