@@ -6,8 +6,6 @@ import copy
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,25 +133,10 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The model without its adapter, to the bit, for passes without gradient: the reference of a LoRA run. On the way
-    out each layer is as it was. Changes no tensor and waits for no device."""
-    layers = [layer for layer in lora_layers(model).values() if not layer.disable_adapters]
-    try:
-        for layer in layers:
-            # enable_adapters(False) would also take requires_grad from the weights, which FSDP2 and checkpointing read
-            layer._disable_adapters = True
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
-
-
 def head_adapter(model: PreTrainedModel) -> HeadAdapter | None:
-    """The adapter of the language model head, None where it has none or is switched off."""
+    """The adapter of the language model head, None where it has none."""
     head: Any = model.get_output_embeddings()
-    if not hasattr(head, "lora_A") or head.disable_adapters:
+    if not hasattr(head, "lora_A"):
         return None
     return HeadAdapter(head.lora_A[ADAPTER].weight, head.lora_B[ADAPTER].weight, head.scaling[ADAPTER])
 
@@ -200,30 +183,12 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
                 path=model.config.name_or_path or None,
             )
         A, B = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        base.weight = nn.Parameter(_merged(base.weight, A, B, layer.scaling[ADAPTER]), requires_grad=False)
+        merged = base.weight.float() + layer.scaling[ADAPTER] * (B.float() @ A.float())
+        base.weight = nn.Parameter(merged.to(base.weight.dtype), requires_grad=False)
         model.set_submodule(name, base)
     if hasattr(model, "peft_config"):
         del model.peft_config
     return model
-
-
-@torch.no_grad()
-def merged_state(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state of the plain model that `merge` would make, from the whole tensors of `model.state_dict()`, which may
-    have been gathered from shards; the model stays as it is."""
-    layers, plain = lora_layers(model), {}
-    for name, tensor in state.items():
-        prefix, _, rest = name.partition(".base_layer.")
-        if rest == "weight" and prefix in layers:
-            A, B = (state[f"{prefix}.lora_{letter}.{ADAPTER}.weight"] for letter in "AB")
-            tensor = _merged(tensor, A, B, layers[prefix].scaling[ADAPTER])
-        if f".{ADAPTER}." not in name:
-            plain[f"{prefix}.{rest}" if rest else name] = tensor
-    return plain
-
-
-def _merged(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:
-    return (weight.float() + scaling * (B.float() @ A.float())).to(weight.dtype)
 
 
 def four_bit_config() -> BitsAndBytesConfig:
