@@ -1,10 +1,12 @@
 """`python -m ttpa.evaluate`: how many tool calls a model gets right.
 
     python -m ttpa.evaluate --model ORG/MODEL --data dialogues.jsonl --output runs/e
+    python -m ttpa.evaluate --model ORG/MODEL --data bfcl_eval/data --output runs/b
 
 At every place of the dialogues at which the assistant calls tools, the model answers greedily after the gold messages
-before it, and its answer is scored by the strict ESM. The run folder gets config.yaml (the options), summary.json (the
-table and more, for machines) and outcomes.jsonl (score and errors of every decision).
+before it, and its answer is scored by the strict ESM. BFCL's single-turn questions, a file or a folder of them, are
+judged by the rules of BFCL's checker. The run folder gets config.yaml (the options), data_report.json (what was read),
+summary.json (the table and more, for machines) and outcomes.jsonl (score and errors of every decision or question).
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import torch
 
 from ttpa.config import option, parse_config, run_command, save_config
 from ttpa.data.jsonl import write_json_lines
-from ttpa.data.read import read_dialogues
+from ttpa.data.read import kind_of, read_dialogues
 from ttpa.errors import InputError
 from ttpa.evaluation import evaluate_calls, evaluation_table
+from ttpa.evaluation.benchmark import benchmark_table, evaluate_benchmark, group_means, read_benchmark
 from ttpa.files import atomic_write
 from ttpa.model import load_model, load_tokenizer
 
@@ -32,10 +35,11 @@ class EvaluateConfig:
     """The options of the command."""
 
     model: str = option(MISSING, "model folder or Hugging Face name")
-    data: Path = option(MISSING, "dialogues, one JSON object a line")
+    data: Path = option(MISSING, "dialogues, or BFCL questions: a file, or a folder with their possible answers")
     output: Path = option(MISSING, "folder that the results are written to")
+    dialect: str | None = option(None, "how the model writes calls, such as mistral; none: as its chat template does")
     max_new_tokens: int = option(256, "longest answer in tokens")
-    max_length: int | None = option(None, "leave out decisions with more tokens than this, gold answer included")
+    max_length: int | None = option(None, "leave out what has more tokens than this, gold answer included")
     decode_batch_size: int = option(64, "answers to decode side by side")
     bf16: bool = option(False, "weights in bfloat16; they are float32 otherwise")
 
@@ -47,40 +51,50 @@ class EvaluateConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with its arguments; raises InputError for what the user has to change."""
-    description = "Let a model answer at every tool call of dialogues, and count the exact answers and the errors."
+    description = (
+        "Let a model answer at every tool call of dialogues, or the questions of BFCL, and count the right answers and "
+        "the errors."
+    )
     evaluate(parse_config(EvaluateConfig, argv, prog="python -m ttpa.evaluate", description=description))
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate a model, write the run folder, print the table, and return the content of summary.json; raises
     InputError for what the user has to change."""
-    dialogues, _ = read_dialogues(config.data)
-    tokenizer = load_tokenizer(config.model)
+    questions, dialogues = None, None
+    if config.data.is_dir() or kind_of(config.data)[0] == "evaluation":
+        questions, report = read_benchmark(config.data)
+    else:
+        dialogues, report = read_dialogues(config.data)
+    tokenizer = load_tokenizer(config.model, dialect=config.dialect)
     model = load_model(config.model, dtype=torch.bfloat16 if config.bf16 else torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it untyped
     save_config(config, config.output / "config.yaml")
+    report.save(config.output / "data_report.json")
 
     began = time.perf_counter()
-    evaluation = evaluate_calls(
-        model,
-        tokenizer,
-        dialogues,
-        batch_size=config.decode_batch_size,
-        max_new_tokens=config.max_new_tokens,
-        max_length=config.max_length,
-    )
+    limits: dict[str, Any] = {
+        "batch_size": config.decode_batch_size,
+        "max_new_tokens": config.max_new_tokens,
+        "max_length": config.max_length,
+    }
+    if questions is not None:
+        evaluation = evaluate_benchmark(model, tokenizer, questions, **limits)
+    else:
+        evaluation = evaluate_calls(model, tokenizer, dialogues or [], **limits)
     if not evaluation.outcomes:
-        raise InputError("no decision was evaluated: the dialogues call no tool within --max_length", path=config.data)
+        raise InputError("nothing was evaluated: no tool is called within --max_length", path=config.data)
     summary = {
         "model": config.model,
         "data": str(config.data),
         **evaluation.to_dict(),
+        **({} if questions is None else {"benchmark": "bfcl", "groups": group_means(evaluation)}),
         "seconds": time.perf_counter() - began,
     }
     write_json_lines(config.output / "outcomes.jsonl", (asdict(outcome) for outcome in evaluation.outcomes))
     with atomic_write(config.output / "summary.json") as file:
         file.write(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-    print(evaluation_table(evaluation))
+    print(evaluation_table(evaluation) if questions is None else benchmark_table(evaluation))
     return summary
 
 

@@ -45,10 +45,11 @@ def test_arguments_are_text_on_disk_and_dicts_in_memory(tmp_path):
     assert read_dialogues(file)[0] == [dialogue(), dialogue("d2")]
 
 
-def test_dict_arguments_and_no_source_read_as_well():
+def test_dict_arguments_and_no_source_read_as_well(tmp_path):
     stored = record(messages=assistant({"name": "weather", "arguments": {"city": "x"}}))
     del stored["source"]
-    read = Dialogue.from_dict(stored)
+    (tmp_path / "a.jsonl").write_text(json.dumps(stored))
+    (read,), _ = read_dialogues(tmp_path / "a.jsonl")
     assert read.messages[1]["tool_calls"] == [{"name": "weather", "arguments": {"city": "x"}}]
     assert read.source == {}
 
@@ -56,11 +57,10 @@ def test_dict_arguments_and_no_source_read_as_well():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 3}, "field 'id' must be a str"),
-        ({"tool": []}, "unknown field 'tool'"),
+        ({"id": ["d2"]}, "the id must be text"),
         ({"tools": [{"function": {}}]}, "name"),
         ({"messages": []}, "messages must be a non-empty list"),
-        ({"messages": [{"role": "function", "content": ""}]}, "message 0: the role must be one of"),
+        ({"messages": [{"role": "robot", "content": ""}]}, "message 0: the role must be one of"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content must be text"),
         (
             {"messages": [{"role": "user", "content": "", "tool_calls": [{}]}]},
@@ -69,8 +69,11 @@ def test_dict_arguments_and_no_source_read_as_well():
         ({"messages": assistant({"function": {"arguments": "{}"}})}, "a tool call has no name"),
         ({"messages": assistant("weather()")}, "a tool call has no name"),
         ({"messages": assistant({"function": {"name": "wether", "arguments": "{}"}})}, "names no tool.*weather"),
-        ({"messages": assistant({"function": {"name": "weather", "arguments": "{city"}})}, "no JSON object"),
-        ({"messages": assistant({"function": {"name": "weather", "arguments": "[1]"}})}, "no JSON object"),
+        (
+            {"messages": assistant({"function": {"name": "weather", "arguments": "{city"}})},
+            "no JSON from character 1 on",
+        ),
+        ({"messages": assistant({"function": {"name": "weather", "arguments": "[1]"}})}, "must be an object"),
         ({"messages": assistant({"function": {"name": "weather", "arguments": [1]}})}, "must be an object"),
     ],
 )
@@ -82,11 +85,16 @@ def test_bad_dialogues_are_named_by_line(tmp_path, change, message):
         read_dialogues(file)
 
 
-def test_missing_field():
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tool", "unknown column 'tool': did you mean 'tools'"), ("offer", "calls 'weather', which names no tool")],
+)
+def test_tools_in_a_column_of_another_name(tmp_path, name, message):
     stored = record()
-    del stored["tools"]
-    with pytest.raises(InputError, match="field 'tools' is missing"):
-        Dialogue.from_dict(stored)
+    stored[name] = stored.pop("tools")
+    (tmp_path / "a.jsonl").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=f"a.jsonl:1: .*{message}"):
+        read_dialogues(tmp_path / "a.jsonl")
 
 
 def test_an_id_comes_once(tmp_path):

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
+import random
+import tracemalloc
+
 import pytest
 
+from ttpa.data import jsonl
 from ttpa.data.jsonl import read_json, read_json_lines, read_json_values, write_json_lines
 from ttpa.errors import InputError
 
@@ -40,14 +45,82 @@ def test_broken_text(tmp_path, reader, text, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
-    [('[{"a": 1}\n{"b": 2}]', 2), ('[{"a": 1}', 1), ('[{"a": 1},\n\n{"b" 2}]', 3)],
+    ("text", "line", "message"),
+    [
+        ('[{"a": 1}\n{"b": 2}]', 2, "the list goes on without a comma (column 1)"),
+        ('[{"a": 1}\n ', 2, "the list is not closed (column 2)"),
+        ('[{"a": 1},\n]', 2, "a comma, and no value after it (column 1)"),
+        ('[{"a": 1}]\n{}', 2, "text after the list (column 1)"),
+        ('[{"a": 1},\n\n {"b" 2}]', 3, "Expecting ':' delimiter (column 7)"),
+        ('[{"a":\n "\u2028é', 2, "Unterminated string starting at (column 2)"),
+        ('[{"a": "\n"}]', 1, "Invalid control character at (column 9)"),
+        ('{"a": [1,\n  2', 2, "Expecting ',' delimiter (column 4)"),
+        ("[", 1, "the list is not closed (column 2)"),
+    ],
 )
-def test_broken_array(tmp_path, text, line):
+def test_a_broken_file_is_named_by_line_and_column(tmp_path, text, line, message):
     file = tmp_path / "a.json"
-    file.write_text(text)
-    with pytest.raises(InputError, match=f"a.json:{line}: broken JSON"):
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as error:
         list(read_json_values(file))
+    assert str(error.value) == f"{file}:{line}: broken JSON: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1', "Expecting ',' delimiter (column 8)"),
+        ('  {"a" 1}', "Expecting ':' delimiter (column 8)"),
+        ('{"a": 1} x', "Extra data (column 10)"),
+        ('{"a": 1}\u00a0', "Extra data (column 9)"),
+        ('{"é', "Unterminated string starting at (column 2)"),
+    ],
+)
+def test_a_broken_line_is_named_by_its_column(tmp_path, text, message):
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'\ufeff{{"a": 1}}\n\n{text}\n{{"a": 1}}\n', encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        list(read_json_lines(file))
+    assert str(error.value) == f"{file}:3: broken JSON: {message}"
+
+
+def test_where_the_file_is_cut_into_pieces_makes_no_difference(tmp_path, monkeypatch):
+    rng, file = random.Random(0), tmp_path / "a.json"
+    records = [{"a": [1.5e-3, True, None], "é\n": {"x": 'a "b" \\ \u2028 😀'}}, {"b": -12}, {}, {"c": "x" * 30}]
+
+    def outcome(size: int) -> list:
+        monkeypatch.setattr(jsonl, "CHUNK", size)
+        found: list = []
+        try:
+            for row in read_json_values(file):
+                found.append(row)
+        except InputError as error:
+            found.append(str(error))
+        return found
+
+    for case in range(60):
+        text = json.dumps(records, indent=rng.choice([None, 1]), ensure_ascii=rng.random() < 0.5)
+        if case % 2:
+            text = "\n".join(json.dumps(record, indent=rng.choice([None, 2])) for record in records)
+        at = rng.randrange(len(text))
+        damaged = text[:at] + rng.choice(['"', ",", "}", "\n", ""]) + text[at + 1 :]
+        for written in (text, damaged, text[:at]):
+            file.write_text(written, encoding="utf-8")
+            whole = outcome(1 << 20)
+            assert written != text or [row for _, row in whole] == records
+            assert outcome(1) == outcome(7) == whole
+
+
+def test_a_long_array_is_not_held_in_memory(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps([{"text": "x" * 1000}] * 12_000))
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in read_json_values(file))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 12_000 and peak < 6e6 < file.stat().st_size
 
 
 @pytest.mark.parametrize("reader", [read_json, lambda path: list(read_json_lines(path))])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
 from ttpa.data.read import read_data
+from ttpa.data.toolbench import ToolBenchOptions
 from ttpa.errors import InputError
 from ttpa.trees.io import write_trees
 
@@ -52,6 +54,27 @@ def test_a_toolbench_file_is_told_by_its_content(tmp_path, tokenizer):
     for path in (tmp_path, tmp_path / "a.json"):
         _, report = read_data(path, tokenizer=tokenizer, max_length=None)
         assert (report.format, report.read, report.kept) == ("toolbench", 1, 0)
+
+
+def test_toolbench_is_read_as_its_options_say_and_errors_are_gone_over(tmp_path, tokenizer):
+    def call(town, *children, code=0):
+        inputs = {"node_type": "Action Input", "description": json.dumps({"town": town}), "children": list(children)}
+        return {"node_type": "Action", "description": "rain", "children": [{**inputs, "observation_code": code}]}
+
+    root = {"node_type": "Action Input", "description": "", "children": [call("A", code=12), call("B", code=3)]}
+    generation = {"query": "x", "function": [{"name": "rain", "parameters": {"type": "object", "properties": {}}}]}
+    (tmp_path / "a.json").write_text(json.dumps({"tree": {"tree": root}, "answer_generation": generation}))
+    (tmp_path / "b.json").write_text("{}")
+    errors: list[InputError] = []
+    read = partial(read_data, tmp_path, tokenizer=tokenizer, max_length=None, on_error=errors.append)
+    assert len(read()[0]) == 1 and len(read(toolbench=ToolBenchOptions(failures="skip"))[0]) == 0
+    assert [str(error).partition(": ")[0] for error in errors] == [str(tmp_path / "b.json")] * 2
+
+
+def test_a_folder_of_benchmark_questions_is_refused(tmp_path, tokenizer):
+    (tmp_path / "a.json").write_text(json.dumps({"id": "irrelevance_0", "question": [[]], "function": []}))
+    with pytest.raises(InputError, match="this is a benchmark, on which nothing may be trained"):
+        read_data(tmp_path, tokenizer=tokenizer, max_length=None)
 
 
 def test_a_tokenizer_without_a_chat_template(tmp_path, tokenizer):

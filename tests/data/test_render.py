@@ -69,14 +69,15 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.mark.parametrize("template", [None, "qwen2_5", "qwen3", "llama3"])
+@pytest.mark.parametrize("template", [None, "qwen2_5", "qwen3", "qwen3_5_think", "llama3"])
 def test_ids_of_conversations_are_those_of_trl(tokenizer, template):
     tokenizer = with_template(tokenizer, template) if template else tokenizer
+    conversations = CONVERSATIONS[1:2] if template == "llama3" else CONVERSATIONS  # it has no tool calls
     rows = [
         {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tools": json.dumps(tools)}
-        for prompt, chosen, rejected, tools in CONVERSATIONS
+        for prompt, chosen, rejected, tools in conversations
     ]
-    for row, ids in zip(CONVERSATIONS, trl_ids(tokenizer, rows), strict=True):
+    for row, ids in zip(conversations, trl_ids(tokenizer, rows), strict=True):
         prompt, chosen, rejected, tools = row
         rendered = render_messages(tokenizer, prompt, [chosen, rejected], tools=tools)
         assert rendered.prompt_ids == ids["prompt_ids"]
@@ -102,8 +103,9 @@ def test_a_completion_that_changes_the_end_of_the_prompt_starts_there_as_in_trl(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}",
     )
-    (ids,) = trl_ids(other, [{"prompt": [USER], "chosen": [YES], "rejected": [call("a", "No.")]}])
-    rendered = render_messages(other, [USER], [[YES], [call("a", "No.")]], tools=[])
+    no = {"role": "assistant", "content": "No."}
+    (ids,) = trl_ids(other, [{"prompt": [USER], "chosen": [YES], "rejected": [no]}])
+    rendered = render_messages(other, [USER], [[YES], [no]], tools=[])
     assert (rendered.prompt_ids, rendered.completions) == (ids["prompt_ids"], [ids["chosen_ids"], ids["rejected_ids"]])
     assert rendered.moved == len("<think>")
 
@@ -179,6 +181,55 @@ def test_a_template_that_changes_earlier_turns_is_refused_by_turn(tokenizer):
     with pytest.raises(InputError, match="message 2 of the completion cannot be told"):
         render_messages(with_template_text(tokenizer, renamed), [USER], [[YES, TOOL, YES]], tools=[])
     assert render_messages(other, [USER], [[YES]], tools=[]).trained == [None]
+
+
+def test_a_template_that_drops_calls_is_refused_where_there_are_calls(tokenizer):
+    other = with_template(tokenizer, "llama3")
+    assert render_messages(other, [USER], [[YES]], tools=[WEATHER]).repairs == []
+    for prompt, completion in (([USER], call("a")), ([USER, call("a"), TOOL], YES)):
+        with pytest.raises(InputError, match=r"drops tool calls \(weather\)"):
+            render_messages(other, prompt, [[completion]], tools=[WEATHER])
+
+
+def test_a_second_call_that_the_template_would_lose_is_refused(tokenizer):
+    two = {**call("a"), "tool_calls": [*call("a")["tool_calls"], *call("b")["tool_calls"]]}
+    for name in ("gptoss", "llama3_1"):
+        other = with_template(tokenizer, name)
+        text = tokenizer.decode(render_messages(other, [USER], [[call("a")]], tools=[WEATHER]).completions[0])
+        assert '{"city": "a"}' in text
+        with pytest.raises(InputError, match=r"more than one call in a message \(weather, weather\)"):
+            render_messages(other, [USER], [[two]], tools=[WEATHER])
+    text = tokenizer.decode(render_messages(tokenizer, [USER], [[two]], tools=[WEATHER]).completions[0])
+    assert text.index('"a"') < text.index('"b"')
+
+
+def test_arguments_are_fed_as_text_to_a_template_that_wants_text(tokenizer):
+    other = with_template(tokenizer, "deepseekv3")
+    rendered = render_messages(other, [USER, call("ą"), TOOL], [[call("ł")]], tools=[WEATHER])
+    assert '\n{"city": "ą"}\n' in other.decode(rendered.prompt_ids)
+    assert '\n{"city": "ł"}\n' in other.decode(rendered.completions[0])
+    bare = {"role": "assistant", "content": "", "tool_calls": [call("ł")["tool_calls"][0]["function"]]}
+    with pytest.raises(InputError, match="refuses the messages"):  # this template knows only the full form
+        render_messages(other, [USER], [[bare]], tools=[WEATHER])
+
+
+def test_arguments_that_are_no_object_are_written_as_they_are_or_refused(tokenizer):
+    broken = call("a")
+    broken["tool_calls"][0]["function"]["arguments"] = '{"city": '
+    text = tokenizer.decode(render_messages(tokenizer, [USER], [[broken]], tools=[WEATHER]).completions[0])
+    assert '"arguments": {"city": }\n' in text
+    other = with_template(tokenizer, "qwen2_5")
+    with pytest.raises(InputError, match="arguments of 'weather' are no JSON object"):
+        render_messages(other, [USER], [[broken]], tools=[WEATHER])
+
+
+def test_text_beside_a_call_that_the_template_leaves_out_is_listed(tokenizer):
+    other = with_template(tokenizer, "llama3_1")
+    sides = [[call("a", "Let me see.")], [call("b", "Let me see.")]]
+    rendered = render_messages(other, [USER], sides, tools=[WEATHER])
+    assert "Let me" not in other.decode(rendered.completions[0])
+    assert rendered.repairs == [("text beside calls left out by the chat template", "'Let me see.'")]
+    assert render_messages(tokenizer, [USER], sides, tools=[WEATHER]).repairs == []
 
 
 def test_no_chat_template(tokenizer):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ttpa.data.build import Limits
-from ttpa.data.toolbench import read_toolbench
+from ttpa.data.toolbench import ToolBenchOptions, read_toolbench
 from ttpa.errors import InputError
 
 
@@ -43,8 +43,8 @@ def write(folder, *children: dict, name: str = "1.json", **changes) -> None:
     )
 
 
-def read(path, tokenizer):
-    return read_toolbench(path, tokenizer=tokenizer, limits=Limits(None))
+def read(path, tokenizer, **options):
+    return read_toolbench(path, tokenizer=tokenizer, limits=Limits(None), options=ToolBenchOptions(**options))
 
 
 def test_the_branch_that_led_to_the_answer_over_its_sibling(tmp_path, tokenizer):
@@ -120,6 +120,54 @@ def test_arguments_that_are_no_json_stay_text(tmp_path, tokenizer):
     assert [entry["repair"] for entry in report.repaired] == ["arguments are no JSON object, kept as text"]
 
 
+def test_thoughts_are_stripped_from_both_sides_and_the_history(tmp_path, tokenizer):
+    good = thought("Otherwise then.", call("rain", '{"town": "Oslo"}', answer()))
+    write(tmp_path, thought("First.", call("rain", "{}", thought("So."), call("rain", '{"town": "A"}'), good)))
+    trees, report = read(tmp_path, tokenizer, thoughts="strip")
+    (tree,) = trees
+    assert [(message["role"], message["content"]) for message in tree.messages[2:]] == [
+        ("assistant", ""),
+        ("tool", "ok"),
+    ]
+    starts = [tokenizer.decode(tree.completion_ids(leaf)).partition("\n")[0] for leaf in (0, 1)]
+    assert starts == ["<tool_call>", "<tool_call>"] and len(tree.leaves) == 2
+    assert [entry["reason"] for entry in report.dropped] == ["a side is nothing but a thought"]
+    assert report.counts["pairs: thought and call over call"] == 1
+    (kept,), _ = read(tmp_path, tokenizer)
+    assert len(kept.leaves) == 3 and tokenizer.decode(kept.completion_ids(0)).startswith("Otherwise then.")
+
+
+def test_only_pairs_of_equal_shape(tmp_path, tokenizer):
+    bad = [call("rain", '{"town": "A"}'), thought("Maybe.", call("rain", '{"town": "B"}'))]
+    write(tmp_path, *bad, thought("Otherwise then.", call("rain", '{"town": "C"}', answer())))
+    (tree,), report = read(tmp_path, tokenizer, shapes="equal")
+    assert [leaf.calls[0]["arguments"]["town"] for leaf in tree.leaves] == ["C", "B"]
+    assert [(entry["reason"], entry["detail"]) for entry in report.dropped] == [
+        ("sides of different shape", "thought and call over call")
+    ]
+    (tree,), _ = read(tmp_path, tokenizer, shapes="equal", thoughts="strip")
+    assert len(tree.leaves) == 3
+
+
+@pytest.mark.parametrize(("code", "kept"), [(0, 1), (2, 1), (11, 1), (5, 0), (6, 0), (9, 0), (12, 0)])
+def test_calls_that_failed_through_their_environment_can_be_left_out(tmp_path, tokenizer, code, kept):
+    write(tmp_path, call("rain", '{"town": "A"}', code=code), call("rain", "{}", answer()))
+    trees, report = read(tmp_path, tokenizer, failures="skip")
+    assert len(trees) == kept
+    assert [entry["detail"] for entry in report.dropped] == [f"code {code}"] * (1 - kept)
+    assert len(read(tmp_path, tokenizer)[0]) == 1
+
+
+def test_files_that_are_refused_can_be_gone_over(tmp_path, tokenizer):
+    write(tmp_path, call("rain", '{"town": "A"}'), call("rain", "{}", answer()), name="b.json")
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "c.json").write_text("{")
+    errors: list[InputError] = []
+    trees, report = read_toolbench(tmp_path, tokenizer=tokenizer, limits=Limits(None), on_error=errors.append)
+    assert len(trees) == 1 and report.read == 3
+    assert [str(error).partition(": ")[0] for error in errors] == [f"{tmp_path / 'a.json'}", f"{tmp_path / 'c.json'}:1"]
+
+
 @pytest.mark.parametrize(
     ("children", "changes", "message"),
     [
@@ -159,3 +207,15 @@ def test_real_answer_trees(real_data, tokenizer):
         assert len(tree.leaves) == 2 and tree.leaves[0].calls != tree.leaves[1].calls
         assert tokenizer.decode(tree.completion_ids(0)).endswith("</tool_call><|im_end|>\n")
         assert tree.tools[-1]["function"]["name"] == "Finish"
+
+
+def test_real_answer_trees_without_what_tells_the_sides_apart(real_data, tokenizer):
+    """The published trees show it: of four pairs, three have a thought on the chosen side only."""
+    path = real_data / "toolbench" / "answer"
+    trees, report = read(path, tokenizer, shapes="equal")
+    assert len(trees) == 1 and report.to_dict()["dropped_by_reason"]["sides of different shape"] == 3
+    trees, _ = read(path, tokenizer, thoughts="strip", shapes="equal")
+    assert len(trees) == 4
+    for tree in trees:
+        text = [tokenizer.decode(tree.completion_ids(leaf)) for leaf in range(len(tree.leaves))]
+        assert all(t.startswith("<tool_call>") for t in text)

@@ -1,13 +1,13 @@
 """Whatever a model writes, every preset scores it."""
 
-import json
-
 import pytest
+from dialect_writers import NOISE, WRITERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttpa.esm.presets import NAMES
 from ttpa.esm.score import score_call
+from ttpa.tools.dialects import DIALECTS
 
 POINT = {
     "type": "object",
@@ -39,38 +39,16 @@ CALLS = st.lists(
     st.builds(lambda n, a: {"name": n, "arguments": a}, st.sampled_from(["w", "now", "x"]), ARGUMENTS), max_size=3
 )
 GOLD = CALLS.map(lambda calls: [call for call in calls if call["name"] != "x"])
-NOISE = st.text(max_size=8) | st.sampled_from(
-    [
-        "<tool_call>",
-        "</tool_call>",
-        "{",
-        "}",
-        "[",
-        '"',
-        "'",
-        ",",
-        ":",
-        "\\",
-        "\\ud800",
-        "True",
-        "1e999",
-        "```json\n",
-        "\x00",
-    ]
-)
-
-
-def text_of(calls):
-    return "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
+PIECES = st.text(max_size=8) | st.sampled_from(NOISE)
 
 
 @st.composite
-def texts(draw):
+def texts(draw, dialect):
     """The text of some calls, cut and mixed with noise."""
-    text = text_of(draw(CALLS))
+    text = WRITERS[dialect](draw(CALLS))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(text)))
-        text = text[:start] + draw(NOISE) + text[start + draw(st.integers(0, 12)) :]
+        text = text[:start] + draw(PIECES) + text[start + draw(st.integers(0, 12)) :]
     return text
 
 
@@ -79,8 +57,8 @@ def answers(gold):
     return [{call["name"]: {key: [value] for key, value in call["arguments"].items()}} for call in gold]
 
 
-def check(output, gold, preset):
-    score = score_call(output, answers(gold) if preset == "bfcl" else gold, TOOLS, preset=preset)
+def check(output, gold, preset, dialect):
+    score = score_call(output, answers(gold) if preset == "bfcl" else gold, TOOLS, preset=preset, dialect=dialect)
     low, high = RANGE.get(preset, (0.0, 1.0))
     assert low <= score.score <= high and score.valid == (not score.errors)
     length = len(output) if isinstance(output, str) else -1
@@ -88,25 +66,29 @@ def check(output, gold, preset):
         assert (error.span is None) if length < 0 else (0 <= error.span[0] <= error.span[1] <= length), error
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("preset", NAMES)
-@settings(deadline=None, max_examples=60)
-@given(output=st.text() | texts() | CALLS, gold=GOLD)
-def test_never_raises(preset, output, gold):
-    check(output, gold, preset)
+@settings(deadline=None, max_examples=12)
+@given(data=st.data(), gold=GOLD)
+def test_never_raises(preset, dialect, data, gold):
+    check(data.draw(st.text() | texts(dialect) | CALLS), gold, preset, dialect)
 
 
-@settings(deadline=None, max_examples=60)
-@given(output=texts() | CALLS, gold=GOLD)
-def test_a_table_of_penalties_never_raises(tmp_path_factory, output, gold):
+@pytest.mark.parametrize("dialect", DIALECTS)
+@settings(deadline=None, max_examples=12)
+@given(data=st.data(), gold=GOLD)
+def test_a_table_of_penalties_never_raises(tmp_path_factory, dialect, data, gold):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text("value.near: 0\nno_call: 0.5\ncall.extra: 0\ncall.missing: 0\nformat.envelope: 0\n")
-    check(output, gold, str(path))
+    check(data.draw(texts(dialect) | CALLS), gold, str(path), dialect)
 
 
+# in qwen3_coder values have only the types that their schema admits: tests/esm/test_spans.py
+@pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "qwen3_coder"])
 @pytest.mark.parametrize("preset", ["strict", "binary"])
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(gold=GOLD)
-def test_gold_itself_is_right(preset, gold):
-    for output in (gold, text_of(gold)):
-        score = score_call(output, gold, TOOLS, preset=preset)
+def test_gold_itself_is_right(preset, dialect, gold):
+    for output in (gold, WRITERS[dialect](gold)):
+        score = score_call(output, gold, TOOLS, preset=preset, dialect=dialect)
         assert score.valid and score.score == 1.0

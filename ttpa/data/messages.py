@@ -38,6 +38,32 @@ def checked_messages(value: Any, name: str) -> list[Message]:
     return messages
 
 
+def with_tool_calls(value: Any, name: str) -> tuple[Any, list[tuple[str, str]]]:
+    """The messages of column `name`, not checked yet, with the legacy `function_call` as tool_calls, the role function
+    as tool, and a content of text parts as one text, its parts on lines of their own; and the (repair, detail) of each.
+    Raises InputError for a part that is no text, and for calls in both forms."""
+    changed, repairs = [], []
+    for index, message in enumerate(value if isinstance(value, list) else []):
+        where = f"{name} message {index}"
+        if not isinstance(message, dict):
+            return value, []  # for checked_messages to refuse
+        message = dict(message)
+        if message.get("role") == "function":
+            message["role"] = "tool"
+            repairs.append(("role function read as tool", where))
+        call = message.pop("function_call", None)
+        if call is not None:
+            if message.get("tool_calls"):
+                raise InputError(f"{where} has both function_call and tool_calls")
+            message["tool_calls"] = [{"type": "function", "function": call}]
+            repairs.append(("function_call read as tool_calls", where))
+        if isinstance(message.get("content"), list):
+            message["content"] = "\n".join(_text_of(part, where) for part in message["content"])
+            repairs.append(("parts of a content joined", where))
+        changed.append(message)
+    return (changed if isinstance(value, list) else value), repairs
+
+
 def functions_of(message: Message) -> list[dict[str, Any]]:
     """The `{"name", "arguments"}` records of the calls of a checked message."""
     return [call.get("function", call) for call in message.get("tool_calls") or []]
@@ -107,6 +133,12 @@ def check_call_names(messages: Iterable[Message], tools: list[dict[str, Any]], n
         if call["name"] not in offered:
             listed = ", ".join(offered) or "none"
             raise InputError(f"{name} calls {call['name']!r}, which names no tool; the row offers {listed}")
+
+
+def _text_of(part: Any, where: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise InputError(f"{where}: the content must be text; a part of it is {_short(part)}")
+    return part["text"]
 
 
 def _with_arguments(call: dict[str, Any], arguments: Any) -> dict[str, Any]:

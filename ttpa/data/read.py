@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from ttpa.data.formats import FORMATS
 from ttpa.data.formats.format import Place, RowFormat
 from ttpa.data.report import DataReport
 from ttpa.data.rows import iterate_rows
-from ttpa.data.toolbench import read_toolbench
+from ttpa.data.toolbench import AS_IN_TP_LLAMA, ToolBenchOptions, read_toolbench
 from ttpa.errors import InputError
 from ttpa.trees.io import iterate_trees
 from ttpa.trees.record import PreferenceTree
@@ -22,9 +23,15 @@ Kind = Literal["trees", "toolbench", "dialogues", "preferences", "evaluation"]
 
 
 def kind_of(path: Path) -> tuple[Kind, RowFormat | None]:
-    """What a path holds, which shows in its first record: our trees, ToolBench answers (a folder always), or rows of
-    one of FORMATS; raises InputError for a path that does not exist, an empty or broken file, and other records."""
+    """What a path holds, which shows in its first record: our trees, ToolBench answers, or rows of one of FORMATS; a
+    folder holds ToolBench answers unless its first file is a benchmark. Raises InputError for a path that does not
+    exist, an empty or broken file, and other records."""
     if path.is_dir():
+        for file in sorted(path.rglob("*.json"))[:1]:
+            with contextlib.suppress(InputError):  # the reader will say it, of the file
+                kind, row_format = kind_of(file)
+                if kind == "evaluation":
+                    return kind, row_format
         return "toolbench", None
     for _, first in iterate_rows(path):
         if "prompt_ids" in first and "nodes" in first:
@@ -46,26 +53,27 @@ def read_data(
     tokenizer: Any,
     max_length: int | None,
     on_overlength: OnOverlength = "drop",
+    toolbench: ToolBenchOptions = AS_IN_TP_LLAMA,
     on_error: OnError | None = None,
 ) -> tuple[list[PreferenceTree], DataReport]:
     """Preference trees from a file of trees, a file of preferences in one of FORMATS (.jsonl, .json, .parquet), or a
-    ToolBench answer file or folder of them. A tree with a path of more than `max_length` tokens (None: no limit) is
-    left out and listed in the report, or raises under "error". Raises InputError (file:line) for what `kind_of`
-    refuses, for data that holds no preferences, and for rows that the reader refuses; these go to `on_error` instead
-    where it is given, and the next row is read.
+    ToolBench answer file or folder of them, read as `toolbench` says. A tree with a path of more than `max_length`
+    tokens (None: no limit) is left out and listed in the report, or raises under "error". Raises InputError (file:line)
+    for what `kind_of` refuses, for data that holds no preferences, and for rows that the reader refuses; these go to
+    `on_error` instead where it is given, and the next row is read.
     """
     path, limits = Path(path), Limits(max_length, on_overlength)
     kind, row_format = kind_of(path)
     if kind == "trees":
         return read_tree_file(path, limits=limits)
     if row_format is None:
-        return read_toolbench(path, tokenizer=tokenizer, limits=limits)
+        return read_toolbench(path, tokenizer=tokenizer, limits=limits, options=toolbench, on_error=on_error)
     if kind != "preferences":
         raise InputError(_NO_PREFERENCES[kind], path=path)
     report = DataReport(path=str(path), format=row_format.name)
     trees = []
-    for place, example in _read_rows(path, row_format, report, on_error):
-        assert isinstance(example, Example)
+    examples = _examples(_read_rows(path, row_format, report, on_error))
+    for place, example in examples if row_format.gather is None else row_format.gather(examples, report):
         try:
             tree = build_tree(example, tokenizer=tokenizer, limits=limits, report=report)
         except InputError as error:
@@ -134,6 +142,12 @@ def _read_rows(
         else:
             if found is not None:
                 yield place, found
+
+
+def _examples(rows: Iterable[tuple[Place, Dialogue | Example]]) -> Iterator[tuple[Place, Example]]:
+    for place, example in rows:
+        assert isinstance(example, Example)
+        yield place, example
 
 
 def _refused(error: InputError, place: Place, on_error: OnError | None) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ttpa.data.messages import Message
+from ttpa.data.messages import Message, functions_of
 from ttpa.errors import InputError
+from ttpa.tools.dialects.detect import CallStyle, call_style
 from ttpa.tools.json_scan import Span
 
 
 @dataclass(frozen=True)
 class Rendered:
     """Token ids of a prompt and of each completion after it, and per completion token 1 where the model wrote it (None:
-    all of them). `moved` tokens at the end of the prompt rendered alone do not stand before a completion."""
+    all of them). `moved` tokens at the end of the prompt rendered alone do not stand before a completion. `repairs` are
+    (repair, detail) of what the chat template left out."""
 
     prompt_ids: list[int]
     completions: list[list[int]]
     trained: list[list[int] | None]
     moved: int
+    repairs: list[tuple[str, str]] = field(default_factory=list)
 
 
 def render_texts(tokenizer: Any, prompt: str, completions: Sequence[str]) -> Rendered:
@@ -47,11 +51,15 @@ def render_messages(
 
     A completion of one assistant message is trained to its end, as in TRL. In a longer one, what stands between two
     turns of the model (the space after a turn, headers, tool results, user turns) is not trained. Raises InputError
-    for a tokenizer without chat template, messages that the template refuses, and a template that changes earlier
-    turns when later ones follow, so that the tokens of a turn cannot be told (the turn is named).
+    for a tokenizer without chat template, messages that the template refuses, calls that it would lose or change
+    (`template_messages`), and a template that changes earlier turns when later ones follow, so that the tokens of a
+    turn cannot be told (the turn is named).
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("messages need a tokenizer with a chat template, and this one has none")
+    (prompt, repairs), *fed = (template_messages(tokenizer, part) for part in (prompt, *completions))
+    completions = [completion for completion, _ in fed]
+    repairs = list(dict.fromkeys([*repairs, *(repair for _, found in fed for repair in found)]))
     render = partial(_render, tokenizer, tools, template_kwargs or {})
     prompt_ids = tokenizer(render(prompt, True), add_special_tokens=False, verbose=False)["input_ids"]
     sequences: list[list[int]] = []
@@ -68,7 +76,48 @@ def render_messages(
         if several:
             spans = _written(render, tokenizer.eos_token, prompt, completion, text)
             masks[-1] = [int(any(a < e and s < b for s, e in spans)) for a, b in encoded["offset_mapping"]]
-    return _split(list(prompt_ids), sequences, masks)
+    return replace(_split(list(prompt_ids), sequences, masks), repairs=repairs)
+
+
+def template_messages(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message], list[tuple[str, str]]]:
+    """Checked messages as the tokenizer's chat template needs them, the arguments of calls as objects or as JSON text,
+    and the (repair, detail) of text beside calls that the template leaves out. Raises InputError for what it would lose
+    or change without a word: all calls, all but one of a message, arguments that are no JSON object."""
+    if not any(functions_of(message) for message in messages):
+        return list(messages), []
+    style, repairs = call_style(tokenizer), []
+    for message in messages:
+        if functions_of(message):
+            _check_calls(functions_of(message), style)
+            if message["content"] and not style.beside_text:
+                repairs.append(("text beside calls left out by the chat template", f"{message['content']!r:.80}"))
+    return [message if style.objects else _with_text_arguments(message) for message in messages], repairs
+
+
+def _check_calls(functions: list[dict[str, Any]], style: CallStyle) -> None:
+    names = ", ".join(function["name"] for function in functions)
+    if not style.objects and not style.texts:
+        raise InputError(
+            f"the chat template drops tool calls ({names}): use the template of a model that is made for tool calls"
+        )
+    if len(functions) > 1 and not style.several:
+        raise InputError(f"the chat template cannot write more than one call in a message ({names})")
+    for function in functions:
+        if isinstance(function["arguments"], str) and not style.texts:
+            raise InputError(
+                f"the arguments of {function['name']!r} are no JSON object, and the chat template would not write them "
+                f"as they are: {function['arguments']!r:.80}"
+            )
+
+
+def _with_text_arguments(message: Message) -> Message:
+    calls = []
+    for call, function in zip(message.get("tool_calls") or [], functions_of(message), strict=True):
+        arguments = function["arguments"]
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        written = {**function, "arguments": text}
+        calls.append({**call, "function": written} if "function" in call else written)
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _render(

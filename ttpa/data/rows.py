@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from ttpa.errors import InputError
 
 def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the line (in Parquet the row), from 1, and the record of every row of a .parquet file, of a .json file (one
-    array, or object after object), or of JSON Lines; raises InputError for a missing or broken file."""
-    readers = {".parquet": _parquet_rows, ".json": read_json_values}
-    yield from readers.get(path.suffix, read_json_lines)(path)
+    array, or object after object), or of JSON Lines (.jsonl, .ndjson), a few of them in memory at a time; raises
+    InputError for a missing or broken file, and for one of another kind."""
+    if path.suffix not in _READERS:
+        kind = f"{path.suffix} files are" if path.suffix else "a file without a suffix is"
+        raise InputError(f"{kind} not read; the data must be {', '.join(_READERS)}", path=path)
+    yield from _READERS[path.suffix](path)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -27,3 +30,11 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from enumerate(map(dict, rows), start=1)
     except Exception as error:  # pyarrow and datasets raise what they like for a broken file
         raise InputError(f"no readable Parquet file: {error}", path=path) from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json_values,
+    ".parquet": _parquet_rows,
+}

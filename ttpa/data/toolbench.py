@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ttpa.data.build import Example, Limits, build_tree
 from ttpa.data.jsonl import read_json
@@ -17,14 +17,40 @@ from ttpa.trees.record import PreferenceTree
 
 Nodes = list[dict[str, Any]]
 FINAL_ANSWER = 3  # the observation_code of a given answer; is_terminal is false in every stored file
+# Codes of timeout, not found, unauthorised, unsubscribed, too many requests, rate limit and request failed.
+ENVIRONMENT = {5, 6, 7, 8, 9, 10, 12}
 
 
-def read_toolbench(path: Path, *, tokenizer: Any, limits: Limits) -> tuple[list[PreferenceTree], DataReport]:
+@dataclass(frozen=True)
+class ToolBenchOptions:
+    """What is done about two things, beside the call, that tell the sides of ToolBench's pairs apart. The chosen branch
+    is always the last one tried, under a prompt to do otherwise than before, so it mostly starts with a thought and the
+    others with a call: `thoughts` strip leaves thoughts out of the history and of both sides, `shapes` equal takes only
+    pairs in which both sides have a thought or neither has. And a call may have failed through no fault of its own:
+    `failures` skip leaves out rejected calls whose observation is a failure of the environment (codes 5 to 10 and 12).
+    The defaults are the rule of TP-LLaMA."""
+
+    thoughts: Literal["keep", "strip"] = "keep"
+    shapes: Literal["any", "equal"] = "any"
+    failures: Literal["keep", "skip"] = "keep"
+
+
+AS_IN_TP_LLAMA = ToolBenchOptions()
+
+
+def read_toolbench(
+    path: Path,
+    *,
+    tokenizer: Any,
+    limits: Limits,
+    options: ToolBenchOptions = AS_IN_TP_LLAMA,
+    on_error: Callable[[InputError], None] | None = None,
+) -> tuple[list[PreferenceTree], DataReport]:
     """Preference trees from one ToolBench answer file, or from all *.json below a folder: one tree for each node on the
     way to the final answer at which the search branched, with the next decision on that way chosen over those of the
-    other branches (the rule of TP-LLaMA, arXiv 2406.07115). Decisions that make the same call are dropped. Raises
-    InputError for a file that is no answer tree. The report also counts won files, pairs and their shapes: a search
-    that was told to try something else often writes a thought first, which a model can learn instead of the call."""
+    other branches (the rule of TP-LLaMA, arXiv 2406.07115), as `options` say. Decisions that make the same call are
+    dropped. Raises InputError for a file that is no answer tree, or gives it to `on_error` and goes on. The report also
+    counts won files, pairs and their shapes as the files have them."""
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     if not files:
         raise InputError("no *.json file in the folder; a folder is read as ToolBench answer trees", path=path)
@@ -35,12 +61,15 @@ def read_toolbench(path: Path, *, tokenizer: Any, limits: Limits) -> tuple[list[
         id = str((file.relative_to(path) if path.is_dir() else Path(file.name)).with_suffix(""))
         try:
             answer = _read_answer(file)
-            for example in _examples(answer, id, file, report):
+            for example in _examples(answer, id, file, options, report):
                 tree = build_tree(example, tokenizer=tokenizer, limits=limits, report=report)
                 if tree is not None:
                     trees.append(tree)
         except InputError as error:
-            raise error if str(error).startswith(f"{file}:") else InputError(str(error), path=file) from None
+            located = error if str(error).startswith(f"{file}:") else InputError(str(error), path=file)
+            if on_error is None:
+                raise located from None
+            on_error(located)
     report.kept = len(trees)
     return trees, report
 
@@ -87,7 +116,7 @@ def _ways(root: dict[str, Any]) -> list[Nodes]:
     return ways
 
 
-def _examples(answer: _Answer, id: str, file: Path, report: DataReport) -> Iterator[Example]:
+def _examples(answer: _Answer, id: str, file: Path, options: ToolBenchOptions, report: DataReport) -> Iterator[Example]:
     where = str(file)
     if not answer.ways:
         report.drop(id, where, "no final answer")
@@ -100,29 +129,48 @@ def _examples(answer: _Answer, id: str, file: Path, report: DataReport) -> Itera
         report.drop(id, where, "no branch on the way to the answer")
     for depth in branches:
         pair_id = f"{id}@{depth}"
-        history = _messages(way[1 : depth + 1], (pair_id, where), report)
         good = _decision(way[depth + 1])
-        chosen = _messages(good, (pair_id, where), report, observed=False)
-        rejected = []
+        rejected: list[list[Message]] = []
         for child in way[depth]["children"]:
             if _key(child) in won:
                 continue
             bad = _decision(child)
-            messages = _messages(bad, (pair_id, where), report, observed=False)
             report.count("pairs")
             report.count(f"pairs: {_shape(good)} over {_shape(bad)}")
-            if _written(good) == _written(bad):
-                report.drop(pair_id, where, "identical", "both decisions make the same call")
-            elif calls_of(chosen) and normal_json(calls_of(chosen)) == normal_json(calls_of(messages)):
-                report.drop(pair_id, where, "same call, written differently")
+            reason, detail = _why_not(good, bad, options)
+            if reason:
+                report.drop(pair_id, where, reason, detail)
             else:
-                rejected.append(messages)
+                rejected.append(_messages(_used(bad, options), (pair_id, where), report, observed=False))
+        if not rejected:
+            continue
+        chosen = _messages(_used(good, options), (pair_id, where), report, observed=False)
         unknown = [call["name"] for call in calls_of(chosen) if call["name"] not in tool_names(answer.tools)]
-        if rejected and unknown:
+        if unknown:
             report.drop(pair_id, where, "chosen call names no tool", unknown[0])
-        elif rejected:
-            origin = {"format": "toolbench", "file": file.name, "depth": depth}
-            yield Example(pair_id, where, answer.start + history, chosen, rejected, answer.tools, {}, origin)
+            continue
+        history = _messages(_used(way[1 : depth + 1], options), (pair_id, where), report)
+        origin = {"format": "toolbench", "file": file.name, "depth": depth}
+        yield Example(pair_id, where, answer.start + history, chosen, rejected, answer.tools, {}, origin)
+
+
+def _why_not(good: Nodes, bad: Nodes, options: ToolBenchOptions) -> tuple[str, str]:
+    """Why a pair is left out, and the detail; two empty texts where it is not."""
+    if _written(good) == _written(bad):
+        return "identical", "both decisions make the same call"
+    if _call(good) and _call(good) == _call(bad):
+        return "same call, written differently", ""
+    if options.thoughts == "strip" and not (_used(good, options) and _used(bad, options)):
+        return "a side is nothing but a thought", ""
+    if options.shapes == "equal" and _shape(_used(good, options)) != _shape(_used(bad, options)):
+        return "sides of different shape", f"{_shape(good)} over {_shape(bad)}"
+    if options.failures == "skip" and bad[-1].get("observation_code") in ENVIRONMENT:
+        return "rejected call failed through its environment", f"code {bad[-1]['observation_code']}"
+    return "", ""
+
+
+def _used(nodes: Nodes, options: ToolBenchOptions) -> Nodes:
+    return [node for node in nodes if node["node_type"] != "Thought" or options.thoughts == "keep"]
 
 
 def _key(node: dict[str, Any]) -> int:
@@ -145,13 +193,27 @@ def _written(decision: Nodes) -> list[str]:
     return [node["description"] for node in decision if node["node_type"] != "Thought" or len(decision) == 1]
 
 
+def _call(decision: Nodes) -> str:
+    """The call in a form in which equal ones are equal texts, empty where there is none."""
+    messages, _ = with_dict_arguments(_as_messages(decision, observed=False))
+    return normal_json(calls_of(messages)) if calls_of(messages) else ""
+
+
 def _shape(decision: Nodes) -> str:
     thought, call = decision[0]["node_type"] == "Thought", decision[-1]["node_type"] == "Action Input"
     return "thought and call" if thought and call else "thought" if thought else "call"
 
 
 def _messages(nodes: Nodes, place: tuple[str, str], report: DataReport, *, observed: bool = True) -> list[Message]:
-    """Nodes below the root as messages: thought and call make one message, an observation the tool's."""
+    """Nodes below the root as messages, what was repaired in them listed."""
+    messages, repairs = with_dict_arguments(_as_messages(nodes, observed=observed))
+    for repair, detail in repairs:
+        report.repair(*place, repair, detail)
+    return messages
+
+
+def _as_messages(nodes: Nodes, *, observed: bool) -> list[Message]:
+    """Thought and call make one message, an observation the tool's."""
     messages: list[Message] = []
     thought, name = "", ""
     for node in nodes:
@@ -170,7 +232,4 @@ def _messages(nodes: Nodes, place: tuple[str, str], report: DataReport, *, obser
                 messages.append({"role": "tool", "name": name, "content": node.get("observation", "")})
     if thought:
         messages.append({"role": "assistant", "content": thought})
-    changed, repairs = with_dict_arguments(messages)
-    for repair, detail in repairs:
-        report.repair(*place, repair, detail)
-    return changed
+    return messages

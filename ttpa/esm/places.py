@@ -8,14 +8,15 @@ from ttpa.tools.turn import Field, ParsedCall
 
 
 def difference_span(text: str, call: ParsedCall, difference: Difference) -> Span | None:
-    """A missing parameter is at the bracket or tag that ends its object; a surplus one is key, value, comma, or its
-    element; else the value. In a call that was read without positions everything is the whole call."""
+    """A missing parameter is at the bracket or tag that ends its object, or where the call ends if there is none; a
+    surplus one is key, value, comma, or its element; else the value. In a call that was read without positions
+    everything is the whole call."""
     if call.inner_span is None:
         return call.span
     if difference.code.startswith("param.missing"):
         parent = call.fields.get(pointer(difference.path[:-1]))
         if len(difference.path) == 1 or parent is None:
-            return call.close_span
+            return call.close_span or (call.inner_span[1], call.inner_span[1])
         return parent.value_span[1] - 1, parent.value_span[1]
     part = call.fields.get(pointer(difference.path))
     if part is None:

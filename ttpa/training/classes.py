@@ -1,70 +1,23 @@
-"""What kind of token each completion token is, and margins, accuracies and forks by kind."""
+"""Margins, accuracies and forks by the class of the tokens."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
-from ttpa.tools.dialects.hermes import HERMES
-from ttpa.tools.fields import character_fields
-from ttpa.tools.tokens import token_spans
+from ttpa.trees.classes import CLASSES
+from ttpa.trees.classes import class_counts as class_counts
+from ttpa.trees.classes import tree_classes as tree_classes
 from ttpa.trees.pack import TreeBatch
-from ttpa.trees.record import PreferenceTree
-
-CLASSES = ("tool_name", "argument_key", "argument_value", "tool_result", "end_of_turn", "scaffolding", "text")
-"""A token that touches several classes has the first of them. `scaffolding` is what stands around the parts of a call
-(tags, brackets, commas) and between two turns (headers); whatever is not known to be something else is text."""
 
 SUMS = (
     *("pairs", "fork/pairs", "fork/margins", "fork/right"),
     *(f"{part}/{name}" for part in ("margins", "right", "pairs", "fork") for name in CLASSES),
 )
 """The names of `class_sums`."""
-
-_OF_FIELD = {
-    "name": CLASSES.index("tool_name"),
-    "key": CLASSES.index("argument_key"),
-    "value": CLASSES.index("argument_value"),
-    "string": CLASSES.index("argument_value"),
-    "bracket": CLASSES.index("scaffolding"),
-    "tag": CLASSES.index("scaffolding"),
-}
-_RESULT, _END, _SCAFFOLDING, _TEXT = map(CLASSES.index, ("tool_result", "end_of_turn", "scaffolding", "text"))
-_BETWEEN_TURNS = re.compile(r"<\|im_end\|>(\s*(?:<\|im_start\|>(\w+)\n)?)")
-_TOOL_RESPONSE = re.compile(r"<tool_response>.*?(?:</tool_response>|\Z)", re.DOTALL)
-
-
-def tree_classes(tree: PreferenceTree, tokenizer: Any) -> np.ndarray:
-    """The class of every completion token of a tree, int8 indexes into CLASSES, over all nodes in their order.
-
-    Calls are read as Hermes and Qwen models write them, turns as ChatML. A token that several completions share has
-    the class that it has in the first of them, those preferred in a pair before the others; a node that is on the way
-    to no leaf is text. Raises InputError for a
-    tokenizer that `token_spans` cannot read.
-    """
-    of_node: dict[int, list[int]] = {}
-    preferred = [pair.chosen for pair in tree.pairs]
-    for leaf in dict.fromkeys([*preferred, *range(len(tree.leaves))]):
-        path = tree.path(leaf)
-        if path[-1] in of_node:  # then so are the nodes before it
-            continue
-        classes = _completion_classes(tree, leaf, tokenizer)
-        for n in path:
-            length = len(tree.nodes[n].ids)
-            of_node.setdefault(n, classes[:length])
-            classes = classes[length:]
-    on_no_path = ([_TEXT] * len(node.ids) for node in tree.nodes)
-    return np.array([c for n, text in enumerate(on_no_path) for c in of_node.get(n, text)], dtype=np.int8)
-
-
-def class_counts(class_N: np.ndarray) -> dict[str, int]:
-    """The number of tokens of each class, 0 included, in the order of CLASSES."""
-    return dict(zip(CLASSES, np.bincount(class_N, minlength=len(CLASSES)).tolist(), strict=True))
 
 
 def class_sums(
@@ -137,35 +90,3 @@ def class_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         if sums[f"fork/{name}"]:
             metrics[f"fork/shares/{name}"] = sums[f"fork/{name}"] / sums["pairs"]
     return metrics
-
-
-def _completion_classes(tree: PreferenceTree, leaf: int, tokenizer: Any) -> list[int]:
-    """The class of each token of one completion."""
-    ids = tree.completion_ids(leaf)
-    text, spans = token_spans(tokenizer, ids)
-    of_character = _character_classes(text)
-    classes = [min(of_character[start:end], default=_TEXT) for start, end in spans]
-    added, eos, last = tokenizer.added_tokens_decoder, tokenizer.eos_token_id, len(ids)
-    while last and ids[last - 1] in added and added[ids[last - 1]].special:
-        last -= 1
-    return [_END if i >= last or ids[i] == eos else c for i, c in enumerate(classes)]
-
-
-def _character_classes(text: str) -> list[int]:
-    classes = [_TEXT] * len(text)
-    start, role = 0, "assistant"
-    for mark in [*_BETWEEN_TURNS.finditer(text), None]:
-        end = len(text) if mark is None else mark.start()
-        if role == "assistant":
-            fields = character_fields(HERMES.parse(text[start:end], ()), ())
-            classes[start:end] = [_TEXT if field is None else _OF_FIELD.get(field, _TEXT) for field in fields]
-        elif role == "tool":
-            classes[start:end] = [_RESULT] * (end - start)
-        else:
-            for result in _TOOL_RESPONSE.finditer(text, start, end):
-                classes[result.start() : result.end()] = [_RESULT] * len(result[0])
-        if mark is not None:
-            first, start = mark.span(1)
-            classes[first:start] = [_SCAFFOLDING] * (start - first)
-            role = mark[2] or role
-    return classes

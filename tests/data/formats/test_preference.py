@@ -73,6 +73,37 @@ def test_the_prompt_that_conversations_share(tmp_path, tokenizer):
     assert (trees[0].prompt_ids, trees[0].nodes) == (trees[1].prompt_ids, trees[1].nodes)
 
 
+def test_a_prompt_of_several_turns_that_conversations_share(tmp_path, tokenizer):
+    shared = [USER, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And in Rome?"}]
+    sides = {
+        side: [*shared, {"role": "assistant", "content": word}]
+        for side, word in (("chosen", "No."), ("rejected", "Yes."))
+    }
+    (tree,), _ = read(tmp_path / "a.jsonl", tokenizer, [sides])
+    assert tree.messages == shared
+    assert [tokenizer.decode(tree.completion_ids(leaf)) for leaf in (0, 1)] == ["No.<|im_end|>\n", "Yes.<|im_end|>\n"]
+
+
+def test_a_prompt_in_text_beside_conversations_that_begin_with_it(tmp_path, tokenizer):
+    whole = {side: [USER, *row()[side]] for side in ("chosen", "rejected")}
+    trees, report = read(tmp_path / "a.jsonl", tokenizer, [row(), row(prompt=USER["content"], **whole)])
+    assert (trees[0].prompt_ids, trees[0].nodes) == (trees[1].prompt_ids, trees[1].nodes)
+    assert report.to_dict()["repaired_by_kind"] == {"prompt that both sides repeat left out": 1}
+
+
+def test_messages_in_their_older_forms(tmp_path, tokenizer):
+    """A function_call, the role function, and a content in parts."""
+    chosen = [
+        {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+        {"role": "function", "name": "weather", "content": "2 mm"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+    ]
+    (tree,), report = read(tmp_path / "a.jsonl", tokenizer, [row(chosen=chosen)])
+    assert tree.leaves[0].calls == [{"name": "weather", "arguments": {"city": "Oslo"}}]
+    assert tokenizer.decode(tree.completion_ids(0)).endswith("Yes.<|im_end|>\n")
+    assert len(report.repaired) == 3
+
+
 def test_tools_as_text_and_no_tools(tmp_path, tokenizer):
     rows = [row(), row(tools=json.dumps(row()["tools"]))]
     says = [{"role": "assistant", "content": word} for word in ("Yes.", "No.")]
@@ -99,8 +130,27 @@ def test_equal_sides_are_dropped_and_listed(tmp_path, tokenizer):
     (dropped,) = report.dropped
     assert (dropped["id"], dropped["reason"]) == ("same", "identical")
     assert dropped["where"] == f"{tmp_path / 'a.jsonl'}:2"
-    _, report = read(tmp_path / "b.jsonl", tokenizer, [{"chosen": "a b", "rejected": "a b"}])
-    assert report.to_dict()["dropped_by_reason"] == {"identical": 1}
+
+
+def test_equal_sides_without_a_prompt_are_said_to_be_equal(tmp_path, tokenizer):
+    rows = [{"chosen": side, "rejected": side} for side in ("a", "a b", [USER, *row()["chosen"]], [USER])]
+    trees, report = read(tmp_path / "a.jsonl", tokenizer, rows)
+    assert trees == []
+    assert {entry["detail"] for entry in report.dropped} == {"chosen and rejected are equal"}
+    assert report.to_dict()["dropped_by_reason"] == {"identical": 4}
+
+
+def test_true_is_not_one_and_the_order_of_keys_counts(tmp_path, tokenizer):
+    """In Python they are equal, but a template writes them differently."""
+    sides = [({"city": 1}, {"city": True}), ({"city": 1}, {"city": 1.0}), ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
+    rows = [row(chosen=call("weather", one), rejected=call("weather", other)) for one, other in sides]
+    implicit = [
+        {"chosen": [USER, *r["chosen"], USER], "rejected": [USER, *r["rejected"], USER], "tools": r["tools"]}
+        for r in rows
+    ]
+    trees, report = read(tmp_path / "a.jsonl", tokenizer, rows + implicit)
+    assert len(trees) == 6 and report.dropped == []
+    assert all(tree.messages == [USER] for tree in trees)
 
 
 def test_a_row_over_the_limit(tmp_path, tokenizer):
@@ -153,6 +203,8 @@ def test_without_a_tools_column_nothing_is_known_of_the_tools(tmp_path, tokenize
         ({"chosen": None}, "columns found: prompt, chosen, rejected, tools; accepted: id, prompt, chosen"),
         ({"tool": []}, None),
         ({"prompt": None}, "share no first message"),
+        ({"prompt": None, "chosen": "yes", "rejected": "no"}, "share no beginning; give the prompt in a column"),
+        ({"prompt": "Rain?", "chosen": "yes", "rejected": [USER]}, "found prompt: str, chosen: str, rejected: list"),
     ],
 )
 def test_bad_rows_are_named_by_line(tmp_path, tokenizer, change, message):

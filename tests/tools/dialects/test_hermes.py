@@ -4,17 +4,18 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from turn_checks import (
+    ARGUMENTS,
+    CALLS,
+    check_exact,
+    check_no_call_is_broken_in_silence,
+    check_spans,
+    found,
+    mutated,
+    value_at,
+)
 
 from ttpa.tools.dialects.hermes import parse
-
-KEYS = st.text(max_size=6) | st.sampled_from(["name", "arguments", "a/b", "~", "</tool_call>"])
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-VALUES = st.recursive(
-    SCALARS | st.just("<tool_call>{}</tool_call>"),
-    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(KEYS, parts, max_size=3),
-    max_leaves=8,
-)
-CALLS = st.lists(st.tuples(st.text(), st.dictionaries(KEYS, VALUES, max_size=4)), max_size=3)
 
 
 def text_of(calls, dumps=json.dumps):
@@ -24,52 +25,12 @@ def text_of(calls, dumps=json.dumps):
     )
 
 
-def value_at(arguments, pointer):
-    for part in pointer.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        arguments = arguments[int(key)] if isinstance(arguments, list) else arguments[key]
-    return arguments
-
-
-def check_spans(turn):
-    """Spans lie in the text and nest, whatever the text is."""
-    done = 0
-    for i, call in enumerate(turn.calls):
-        assert call.index == i
-        assert done <= call.span[0] <= call.span[1] <= len(turn.text)
-        done = call.span[1]
-        for inner in [call.name_span, call.close_span, *(f.value_span for f in call.fields.values())]:
-            if inner is not None:
-                assert call.span[0] <= inner[0] < inner[1] <= call.span[1]
-        for pointer, field in call.fields.items():
-            parent = pointer.rpartition("/")[0]
-            if pointer:
-                outer = call.fields[parent].value_span
-                assert outer[0] < (field.key_span or field.value_span)[0] and field.value_span[1] <= outer[1]
-    for error in turn.errors:
-        assert -1 <= error.call < len(turn.calls)
-        assert 0 <= error.span[0] <= error.span[1] <= len(turn.text)
-
-
 @settings(deadline=None)
 @given(CALLS, st.sampled_from(["", "Let me see. "]), st.booleans())
 def test_valid_turns(calls, before, ascii_only):
     turn = parse(before + text_of(calls, lambda value: json.dumps(value, ensure_ascii=ascii_only)))
-    assert turn.errors == [] and turn.content == before.strip()
-    assert len(turn.calls) == len(calls)
-    check_spans(turn)
-    for call, (name, arguments) in zip(turn.calls, calls, strict=True):
-        assert call.complete and call.duplicates == []
-        assert call.name == name == json.loads(turn.text[slice(*call.name_span)])
-        assert json.dumps(call.arguments) == json.dumps(arguments)
-        assert turn.text[slice(*call.close_span)] == "}"
-        assert call.close_span[1] == call.fields[""].value_span[1]
-        for pointer, field in call.fields.items():
-            value = json.loads(turn.text[slice(*field.value_span)])
-            assert json.dumps(value) == json.dumps(field.value) == json.dumps(value_at(arguments, pointer))
-            if field.key_span is not None:
-                key = json.loads(turn.text[slice(*field.key_span)])
-                assert pointer.endswith("/" + key.replace("~", "~0").replace("/", "~1"))
+    assert turn.content == before.strip()
+    check_exact(turn, calls)
 
 
 @settings(deadline=None)
@@ -101,14 +62,7 @@ def test_no_text_raises(text):
 @settings(deadline=None)
 @given(CALLS.filter(bool), st.data())
 def test_mutated_calls_parse_or_say_where_they_break(calls, data):
-    text = text_of(calls)
-    start = data.draw(st.integers(0, len(text)))
-    end = data.draw(st.integers(start, min(len(text), start + 8)))
-    turn = parse(text[:start] + data.draw(st.text(max_size=3)) + text[end:])
-    check_spans(turn)
-    for call in turn.calls:
-        readable = call.name is not None and call.arguments is not None and call.complete
-        assert readable or any(error.call == call.index for error in turn.errors)
+    check_no_call_is_broken_in_silence(parse(mutated(data, text_of(calls))))
 
 
 @settings(deadline=None)
@@ -127,27 +81,27 @@ CALL = f"<tool_call>\n{GOOD}\n</tool_call>"
 @pytest.mark.parametrize(
     ("text", "errors"),
     [
-        (f"<tool_call>\n{GOOD}", [("format.envelope", 0, "")]),
-        (f"{GOOD}\n</tool_call>", [("format.envelope", 0, "{")]),
-        (GOOD, [("format.envelope", 0, "{"), ("format.envelope", 0, "")]),
-        (f"{CALL}\n</tool_call>", [("format.envelope", 0, "</tool_call>")]),
-        ("hello </tool_call>", [("format.envelope", -1, "</tool_call>")]),
-        (f"<tool_call>\n{GOOD}\n{CALL}", [("format.envelope", 0, "")]),
-        (f"<tool_call>\n```json\n{GOOD}\n```\n</tool_call>", [("format.repairable", 0, "```json")]),
+        (f"<tool_call>\n{GOOD}", [("envelope", 0, "")]),
+        (f"{GOOD}\n</tool_call>", [("envelope", 0, "{")]),
+        (GOOD, [("envelope", 0, "{"), ("envelope", 0, "")]),
+        (f"{CALL}\n</tool_call>", [("envelope", 0, "</tool_call>")]),
+        ("hello </tool_call>", [("envelope", -1, "</tool_call>")]),
+        (f"<tool_call>\n{GOOD}\n{CALL}", [("envelope", 0, "")]),
+        (f"<tool_call>\n```json\n{GOOD}\n```\n</tool_call>", [("repairable", 0, "```json")]),
         (
             "<tool_call>\n{'name': 'w', 'arguments': {'city': 'Oslo'}}\n</tool_call>",
-            [("format.repairable", 0, "'name'")],
+            [("repairable", 0, "'name'")],
         ),
         (
             '<tool_call>\n{"name": "w", "arguments": "{\\"city\\": \\"Oslo\\"}"}\n</tool_call>',
-            [("format.repairable", 0, '"')],
+            [("repairable", 0, '"')],
         ),
-        (f"<tool_call>\n{GOOD}}}\n</tool_call>", [("format.unparseable", 0, "}\n")]),
+        (f"<tool_call>\n{GOOD}}}\n</tool_call>", [("unparseable", 0, "}\n")]),
     ],
 )
 def test_calls_that_can_be_read_in_spite_of_an_error(text, errors):
     turn = parse(text)
-    assert [(e.code, e.call, text[slice(*e.span)]) for e in turn.errors] == errors
+    assert found(turn) == errors
     for call in turn.calls:
         assert call.complete and (call.name, call.arguments) == ("w", {"city": "Oslo"})
 
@@ -188,7 +142,7 @@ def test_broken_text_arguments():
 
 
 @settings(deadline=None)
-@given(st.dictionaries(KEYS, VALUES, max_size=4))
+@given(ARGUMENTS)
 def test_fields_of_text_arguments_stand_where_they_stand(arguments):
     text = text_of([("w", json.dumps(arguments))])
     (call,) = parse(text).calls

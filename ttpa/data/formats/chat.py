@@ -1,17 +1,107 @@
-"""Chats in the OpenAI format, our own dialogues among them."""
+"""Chats in the OpenAI format: our own dialogues, those of other tools, and When2Call's rows for supervised training."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ttpa.config import nearest
 from ttpa.data.dialogues import Dialogue
 from ttpa.data.formats.format import Place, RowFormat
+from ttpa.data.formats.turns import RowReader, Unfit
+from ttpa.data.messages import (
+    Message,
+    calls_of,
+    check_call_names,
+    checked_messages,
+    functions_of,
+    with_dict_arguments,
+    with_tool_calls,
+)
 from ttpa.data.report import DataReport
+from ttpa.data.schemas import Repair, read_tools
+from ttpa.errors import InputError
+from ttpa.tools.schema import functions
+
+COLUMNS = ("id", "tools", "messages", "source", "functions")
+OPEN, CLOSE = "<TOOLCALL>", "</TOOLCALL>"
 
 
-def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue:
-    """The dialogue of a row; raises InputError as `Dialogue.from_dict` does."""
-    return Dialogue.from_dict(row)
+def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue | None:
+    """The dialogue of a row: `messages` in the OpenAI format, legacy forms too, `tools` or the older `functions` (a
+    list or its JSON text), optionally `id` and `source`. Raises InputError for a bad row: messages or tools of another
+    shape, tools that are no function schemas, a call that names no tool or whose arguments are no object. When2Call
+    writes calls as `<TOOLCALL>[..]</TOOLCALL>` into a content; a row in which such a call cannot be read or names no
+    tool is listed and dropped."""
+    _check_columns(row, report)
+    id = place.id if row.get("id") is None else row["id"]
+    if not isinstance(id, str | int):
+        raise InputError(f"the id must be text, not {id!r:.80}")
+    reader = RowReader(str(id), place, report)
+    tools, repairs = read_tools(row.get("functions") if row.get("tools") is None else row["tools"])
+    functions(tools)
+    reader.repairs.extend(repairs)
+    messages, repairs = with_tool_calls(row.get("messages"), "messages")
+    messages = checked_messages(messages, "messages")
+    reader.repairs.extend(repairs)
+    if place.path.suffix == ".parquet":
+        messages, repairs = _without_nulls(messages)
+        reader.repairs.extend(repairs)
+    messages, repairs = with_dict_arguments(messages)
+    for _, detail in repairs:
+        if any(isinstance(call["arguments"], str) for call in calls_of(messages)):
+            raise InputError(detail)
+    reader.repairs.extend(repairs)
+    check_call_names(messages, tools, "the dialogue")
+    try:
+        messages = [_with_written_calls(message, reader) for message in messages]
+        return reader.dialogue(tools, messages, _source(row.get("source")))
+    except Unfit as unfit:
+        reader.drop(unfit)
+        return None
 
 
-CHAT = RowFormat("chat", "dialogues", columns="tools, messages", matches=lambda row: "messages" in row, read=read_row)
+def _check_columns(row: dict[str, Any], report: DataReport) -> None:
+    for name in row:
+        if name not in COLUMNS:
+            close = nearest(name, COLUMNS, cutoff=0.85)
+            if close and close not in row:
+                raise InputError(f"unknown column {name!r}: did you mean {close!r}?")
+            report.note(f"column {name!r} is not used")
+
+
+def _source(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {} if value is None else {"source": value}
+
+
+def _with_written_calls(message: Message, reader: RowReader) -> Message:
+    """The message, with calls that stand as text in its content as calls; raises Unfit where they cannot be read."""
+    text = message["content"].strip()
+    if message["role"] != "assistant" or not (text.startswith(OPEN) and text.endswith(CLOSE)):
+        return message
+    calling = reader.call_text(text.removeprefix(OPEN).removesuffix(CLOSE))
+    reader.repairs.append((f"{OPEN} in a content read as calls", text[:80]))
+    return {**message, **calling}
+
+
+def _without_nulls(messages: list[Message]) -> tuple[list[Message], list[Repair]]:
+    """Messages without the null arguments that Arrow makes, which gives every object of a column the same keys."""
+    changed, repairs = [], []
+    for message in messages:
+        calls = []
+        for call, function in zip(message.get("tool_calls", []), functions_of(message), strict=True):
+            arguments = _pruned(function.get("arguments"))
+            if arguments != function.get("arguments"):
+                repairs.append(("null arguments left out", function["name"]))
+            function = {**function, "arguments": arguments}
+            calls.append({**call, "function": function} if "function" in call else function)
+        changed.append({**message, "tool_calls": calls} if calls else message)
+    return changed, repairs
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _pruned(part) for key, part in value.items() if part is not None}
+    return [_pruned(part) for part in value] if isinstance(value, list) else value
+
+
+CHAT = RowFormat("chat", "dialogues", columns="messages, tools", matches=lambda row: "messages" in row, read=read_row)

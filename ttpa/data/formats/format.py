@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +35,12 @@ class RowFormat:
     row has, for messages. `matches(row)` tells whether the first row of a file is of this format. `read(row, place,
     report)` gives the dialogue or example of a row, or None where it listed in the report why the row is left out;
     what it did not take as it stands it lists as a repair; it raises InputError for anything that the format does not
-    know."""
+    know. `gather(examples, report)`, of a format whose examples take several rows, makes them of what `read` gave for
+    all rows of a file."""
 
     name: str
     kind: Literal["dialogues", "preferences", "evaluation"]
     columns: str
     matches: Callable[[dict[str, Any]], bool]
     read: Callable[[dict[str, Any], Place, DataReport], Dialogue | Example | None]
+    gather: Callable[[Iterable[tuple[Place, Example]], DataReport], Iterator[tuple[Place, Example]]] | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ttpa.config import nearest
@@ -15,63 +17,109 @@ from ttpa.data.messages import (
     functions_of,
     tool_names,
     with_dict_arguments,
+    with_tool_calls,
 )
 from ttpa.data.report import DataReport
 from ttpa.errors import InputError
 
-COLUMNS = ("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
+SIDES = ("prompt", "chosen", "rejected")
+Side = str | list[Message]
 
 
-def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Example:
+@dataclass(frozen=True)
+class Columns:
+    """What TRL's preference rows, paired or not, hold: `sides` are the prompt and the completions that were given, all
+    texts or all checked messages; `tools` is None where the row has none."""
+
+    id: str
+    where: str
+    sides: dict[str, Any]
+    tools: list[dict[str, Any]] | None
+    template_kwargs: dict[str, Any]
+
+
+def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Example | None:
     """The example of a TRL preference row: `chosen` and `rejected`, `prompt` unless both share it, all texts or all
     lists of messages, optionally `tools` (a list or its JSON text), `chat_template_kwargs` and `id`. Token ids are
-    those of TRL 1.16. Raises InputError for a bad row."""
-    _check_columns(row, report)
-    id = place.id if row.get("id") is None else str(row["id"])
-    where, arrow = str(place), place.path.suffix == ".parquet"
-    sides = [name for name in ("prompt", "chosen", "rejected") if row.get(name) is not None]
-    kinds = {name: type(row[name]).__name__ for name in sides}
+    those of TRL 1.16. A row whose sides are equal is listed and dropped. Raises InputError for a bad row."""
+    columns = read_columns(_without_repeated_prompt(row, place, report), SIDES, place, report)
+    sides = columns.sides
+    if json.dumps(sides["chosen"]) == json.dumps(sides["rejected"]):
+        report.drop(columns.id, columns.where, "identical", "chosen and rejected are equal")
+        return None
+    if "prompt" not in sides:
+        share = _shared_text if isinstance(sides["chosen"], str) else _shared_messages
+        sides.update(zip(SIDES, share(sides["chosen"], sides["rejected"]), strict=True))
+    check_chosen(sides["chosen"], columns.tools, "chosen")
+    return Example(
+        id=columns.id,
+        where=columns.where,
+        prompt=sides["prompt"],
+        chosen=sides["chosen"],
+        rejected=[sides["rejected"]],
+        tools=columns.tools or [],
+        template_kwargs=columns.template_kwargs,
+        origin={"format": "preference", "file": place.path.name, "line": place.line},
+    )
+
+
+def read_columns(row: dict[str, Any], sides: Sequence[str], place: Place, report: DataReport) -> Columns:
+    """The columns of a row that has the named `sides`, of which only a prompt may be missing; raises InputError for a
+    missing or misspelt column, and for sides, tools and chat_template_kwargs that are no such thing."""
+    _check_names(row, sides, report)
+    id, arrow = place.id if row.get("id") is None else str(row["id"]), place.path.suffix == ".parquet"
     kwargs = _from_json_text(row.get("chat_template_kwargs"), dict, "chat_template_kwargs") or {}
     tools = _from_json_text(row.get("tools"), list, "tools")
     if arrow:
         tools, kwargs = _without_nulls(tools), _without_nulls(kwargs)
     tool_names(tools or [])
-    if set(kinds.values()) == {"str"}:
-        texts = (row["prompt"], row["chosen"], row["rejected"]) if "prompt" in sides else _shared_text(row)
-        prompt, chosen, rejected = texts
-    elif set(kinds.values()) == {"list"}:
-        parts = {name: checked_messages(row[name], name) for name in sides}
-        for name, messages in parts.items():
-            messages = _without_injected_nulls(messages, tools, arrow, (id, where), report)
+    parts = {name: row[name] for name in sides if row.get(name) is not None}
+    kinds = {name: type(part).__name__ for name, part in parts.items()}
+    if set(kinds.values()) == {"list"}:
+        for name, part in parts.items():
+            messages, legacy = with_tool_calls(part, name)
+            messages = checked_messages(messages, name)
+            messages = _without_injected_nulls(messages, tools, arrow, (id, str(place)), report)
             parts[name], repairs = with_dict_arguments(messages)
-            for repair, detail in repairs:
-                report.repair(id, where, repair, f"{name}: {detail}")
-        if "prompt" not in parts:
-            parts.update(zip(("prompt", "chosen", "rejected"), _shared_messages(**parts), strict=True))
-        # Rows without a tools column may hold their tools in the system prompt: then nothing is known of them.
-        if tools is not None:
-            check_call_names(parts["chosen"], tools, "chosen")
-        prompt, chosen, rejected = parts["prompt"], parts["chosen"], parts["rejected"]
-    else:
-        raise InputError(
-            "prompt, chosen and rejected must be all text or all lists of messages, found "
-            + ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
-            + ("; drop a prompt column whose text both sides repeat" if kinds.get("prompt") == "str" else "")
-        )
-    origin = {"format": "preference", "file": place.path.name, "line": place.line}
-    return Example(id, where, prompt, chosen, [rejected], tools or [], kwargs, origin)
+            for repair, detail in (*legacy, *((repair, f"{name}: {detail}") for repair, detail in repairs)):
+                report.repair(id, str(place), repair, detail)
+    elif set(kinds.values()) != {"str"}:
+        found = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        hint = "; drop a prompt column whose text both sides repeat" if kinds.get("prompt") == "str" else ""
+        raise InputError(f"{', '.join(sides)} must be all text or all lists of messages, found {found}{hint}")
+    return Columns(id, str(place), parts, tools, kwargs)
 
 
-def _check_columns(row: dict[str, Any], report: DataReport) -> None:
-    accepted = f"accepted: {', '.join(COLUMNS)} (chosen and rejected are required)"
-    if row.get("chosen") is None or row.get("rejected") is None:
+def check_chosen(side: Side, tools: list[dict[str, Any]] | None, name: str) -> None:
+    """Raise InputError for a side to prefer whose calls name no tool. Rows without a tools column may hold their tools
+    in the system prompt: then nothing is known of them."""
+    if tools is not None and not isinstance(side, str):
+        check_call_names(side, tools, name)
+
+
+def _check_names(row: dict[str, Any], sides: Sequence[str], report: DataReport) -> None:
+    columns, required = ("id", *sides, "tools", "chat_template_kwargs"), [name for name in sides if name != "prompt"]
+    accepted = f"accepted: {', '.join(columns)} (required: {', '.join(required)})"
+    if any(row.get(name) is None for name in required):
         raise InputError(f"not a preference row; columns found: {', '.join(row) or 'none'}; {accepted}")
     for name in row:
-        if name not in COLUMNS:
-            close = nearest(name, COLUMNS, cutoff=0.85)
+        if name not in columns:
+            close = nearest(name, columns, cutoff=0.85)
             if close and close not in row:
                 raise InputError(f"unknown column {name!r}: did you mean {close!r}? {accepted}")
             report.note(f"column {name!r} is not used")
+
+
+def _without_repeated_prompt(row: dict[str, Any], place: Place, report: DataReport) -> dict[str, Any]:
+    """The row without a prompt in text beside sides that both begin with it as a message, a habit of published sets."""
+    prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
+    first = [side[0] for side in sides if isinstance(side, list) and side]
+    opens = [message.get("content") == prompt for message in first if isinstance(message, dict)]
+    if not isinstance(prompt, str) or opens != [True, True]:
+        return row
+    id = place.id if row.get("id") is None else str(row["id"])
+    report.repair(id, str(place), "prompt that both sides repeat left out")
+    return {name: part for name, part in row.items() if name != "prompt"}
 
 
 def _from_json_text(value: Any, kind: type, name: str) -> Any:
@@ -84,23 +132,25 @@ def _from_json_text(value: Any, kind: type, name: str) -> Any:
     return value
 
 
-def _shared_text(row: dict[str, Any]) -> tuple[str, str, str]:
+def _shared_text(chosen: str, rejected: str) -> tuple[str, ...]:
     """The beginning of both texts as prompt; a space before the difference goes to the completions, as in TRL."""
-    chosen, rejected = row["chosen"], row["rejected"]
     at = _first_difference(chosen, rejected)
     if at > 0 and chosen[at - 1] == " ":
         at -= 1
+    if at == 0:
+        raise InputError("chosen and rejected share no beginning; give the prompt in a column of its own")
     return chosen[:at], chosen[at:], rejected[at:]
 
 
 def _shared_messages(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], ...]:
-    at = _first_difference(chosen, rejected)
+    # As text: in Python True is 1 and 1 is 1.0, and the order of keys does not count.
+    at = _first_difference(list(map(json.dumps, chosen)), list(map(json.dumps, rejected)))
     if at == 0:
         raise InputError("chosen and rejected share no first message; give the prompt in a column of its own")
     return chosen[:at], chosen[at:], rejected[at:]
 
 
-def _first_difference(chosen: Any, rejected: Any) -> int:
+def _first_difference(chosen: Sequence[str], rejected: Sequence[str]) -> int:
     """The first index at which two sequences differ, or the last one of the shorter: no side is left empty."""
     last = max(0, min(len(chosen), len(rejected)) - 1)
     return next((i for i in range(last) if chosen[i] != rejected[i]), last)

@@ -4,8 +4,14 @@ from ttpa.config import nearest
 from ttpa.errors import InputError
 from ttpa.tools.dialects.dialect import Dialect
 from ttpa.tools.dialects.hermes import HERMES
+from ttpa.tools.dialects.llama3_json import LLAMA3_JSON
+from ttpa.tools.dialects.mistral import MISTRAL
+from ttpa.tools.dialects.pythonic import PYTHONIC
+from ttpa.tools.dialects.qwen3_coder import QWEN3_CODER
 
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (HERMES,)}
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect for dialect in (HERMES, LLAMA3_JSON, MISTRAL, PYTHONIC, QWEN3_CODER)
+}
 """The dialects that are read with positions, by name."""
 
 
