@@ -62,7 +62,8 @@ def test_a_turn_may_end_with_another_special_token_than_eos(tokenizer):
 
 
 def test_a_template_that_does_not_end_the_turn_is_refused(tokenizer, monkeypatch):
-    text = "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name }}{% endfor %}|"
+    calls = "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    text = "{% for m in messages %}{{ m.content }}" + calls + "{% endfor %}|"
     monkeypatch.setattr(tokenizer, "chat_template", text)
     with pytest.raises(InputError, match=r"'d', message 1.*eos_token"):
         decisions(two_turns(), tokenizer)

@@ -188,7 +188,8 @@ OF_IMAGES = {"idefics3", "llava_next", "smolvlm"}
 def templates_of_trl():
     folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
     found = {path.stem: path.read_text() for path in folder.glob("*.jinja")}
-    return {name: text for name, text in found.items() if name.removesuffix("_training") not in OF_IMAGES}
+    # those for training write the same text
+    return {name: found[name] for name in found.keys() - OF_IMAGES if not name.endswith("_training")}
 
 
 def rendered(tokenizer, template, messages, **options):
@@ -207,7 +208,7 @@ def test_turns_are_told_apart_in_every_template_of_trl(every_mark):
     for name, template in templates_of_trl().items():
         rest = [ANSWER, {"role": "user", "content": "AGAIN"}, {"role": "assistant", "content": "THEN"}]
         options = {}
-        if name.removesuffix("_training") not in WITHOUT_TOOLS:
+        if name not in WITHOUT_TOOLS:
             rest = [{"role": "assistant", "content": "Well.", "tool_calls": [CALL]}, RESULT, *rest]
             options = {"tools": [TOOL]}
         text = rendered(every_mark, template, [QUESTION, *rest], **options)

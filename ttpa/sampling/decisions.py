@@ -12,7 +12,7 @@ from ttpa.data.messages import Message, calls_of
 from ttpa.data.render import render_messages
 from ttpa.errors import InputError
 from ttpa.tools.call import Call, call_from_message
-from ttpa.tools.dialects.detect import dialect_of
+from ttpa.tools.dialects.detect import find_dialect
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def check_template(decision: Decision, tokenizer: Any) -> None:
 def _turn(ids: list[int], tokenizer: Any) -> list[int]:
     """The tokens of a rendered turn without what a template writes after the end-of-turn token. Some models end turns
     with a special token that is not their tokenizer's eos_token."""
-    added, marks = tokenizer.added_tokens_decoder, dialect_of(tokenizer).marks
+    added, dialect = tokenizer.added_tokens_decoder, find_dialect(tokenizer)
+    marks = () if dialect is None else dialect.marks
     special = [at for at, i in enumerate(ids) if i in added and added[i].special and added[i].content not in marks]
     ends = [at for at, i in enumerate(ids) if i == tokenizer.eos_token_id] or special
     if not ends:

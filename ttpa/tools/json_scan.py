@@ -18,6 +18,7 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None}
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
 _WORD = re.compile("|".join([*_WORDS, *_PYTHON_WORDS]))
+_OPEN_STRING = re.compile(r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*')
 _SINGLE_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
 
 
@@ -130,7 +131,10 @@ class _Scanner:
         start = self.at
         try:
             if self.text[start] == '"':
-                string, self.at = _decode_string(self.text, start)
+                # Of a broken string the decoder counts the lines before it: it sees no more than it needs.
+                end = _OPEN_STRING.match(self.text, start).end()  # type: ignore[union-attr]  # matches the quote
+                string, length = _decode_string(self.text[start : end + 8])
+                self.at = start + length
                 return string
             if single := _SINGLE_QUOTED.match(self.text, start):
                 double = re.sub(r"\\'|\"", lambda m: "'" if m[0] == "\\'" else '\\"', single[1].replace('\\"', '"'))
@@ -140,7 +144,7 @@ class _Scanner:
                 return string
             self.fail("the string does not end")
         except JSONDecodeError as error:
-            self.fail(error.msg, error.pos if self.text[start] == '"' else start)
+            self.fail(error.msg, start + error.pos if self.text[start] == '"' else start)
         return None
 
     def object(self, depth: int) -> Value:

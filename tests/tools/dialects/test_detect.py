@@ -48,9 +48,11 @@ def test_the_cases_are_all_dialects():
     assert sorted(CALLS) == sorted(DIALECTS)
 
 
+@pytest.mark.parametrize("end", ["<|im_end|>\n", "</s>", " ", ""])
 @pytest.mark.parametrize(("name", "calls"), [*CALLS.items(), ("mistral", NEW_MISTRAL)])
-def test_a_dialect_is_told_by_what_the_template_writes(tokenizer, name, calls):
+def test_a_dialect_is_told_by_what_the_template_writes(tokenizer, name, calls, end):
     other = with_template(tokenizer, calls)
+    other.chat_template = other.chat_template.replace("<|im_end|>\n", end)
     assert dialect_of(other) is find_dialect(other) is DIALECTS[name]
     style = call_style(other)
     assert style.objects and not style.texts and style.several and style.beside_text

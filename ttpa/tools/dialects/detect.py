@@ -93,8 +93,6 @@ def _probe(tokenizer: Any) -> CallStyle:
         return CallStyle()
     objects = all(word in (with_object or "") for word in ("probe_tool", "probe_key", "first value"))
     texts = json.dumps(ONE) in (with_text or "")
-    if not objects and not texts:
-        return CallStyle(objects=False)
     dialect = _reader(tokenizer, _turn(tokenizer, [HARD])) if objects else None
     if dialect is None and texts:
         # A template that writes what it is given would write an object in Python's words.
@@ -119,17 +117,15 @@ def _reader(tokenizer: Any, hard: str | None) -> Dialect | None:
     if hard is None:
         return None
 
-    def reads(dialect: Dialect, text: str) -> bool:
-        turn = dialect.parse(text, [TOOL])
+    def reads(dialect: Dialect) -> bool:
+        turn = dialect.parse(hard, [TOOL])  # what ends the turn is text to a dialect
         return not turn.errors and [(call.name, call.arguments) for call in turn.calls] == [("probe_tool", HARD)]
 
-    plain = _turn(tokenizer, [], "Probe said") or ""
-    length = _common(hard[::-1], plain[::-1])  # of what ends any turn
     for dialect in DIALECTS.values():
-        if reads(dialect, hard[: len(hard) - length]):
+        if reads(dialect):
             return dialect
     generic = response_template_dialect(tokenizer)
-    return generic if generic is not None and reads(generic, hard) else None
+    return generic if generic is not None and reads(generic) else None
 
 
 def _turn(tokenizer: Any, arguments: Sequence[dict[str, Any] | str], content: str = "") -> str | None:
@@ -145,10 +141,5 @@ def _turn(tokenizer: Any, arguments: Sequence[dict[str, Any] | str], content: st
         whole = tokenizer.apply_chat_template([USER, message], tools=[TOOL], tokenize=False)
     except Exception:  # a template is a foreign program and may fail in any way
         return None
-    return whole[_common(prompt, whole) :]
-
-
-def _common(one: str, other: str) -> int:
-    """The length of the beginning that two texts have in common."""
-    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differ, min(len(one), len(other)))
+    differ = (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b)
+    return whole[next(differ, min(len(prompt), len(whole))) :]
