@@ -8,6 +8,7 @@ setup(
     package_data={
         "ttpa": ["py.typed"],
         "ttpa.training": ["rates.json"],
+        "ttpa.viewer": ["page/*"],
         "ttpa.embedded": ["*.json", "*.jinja", "*.safetensors", "*.log"],
         "ttpa_kernels": ["py.typed"],
     },

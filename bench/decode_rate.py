@@ -20,9 +20,9 @@ from bench.measure import explain
 from bench.prompts import make_prompts
 from bench.samplers import Setting, batching_config, generation_config, padded_prompts
 from bench.widened import QWEN_15B, widened
+from ttpa.data.decisions import Decision
 from ttpa.embedded import MODEL_DIR
 from ttpa.sampling import Progress, SamplingOptions, SamplingReport, sample_decisions
-from ttpa.sampling.decisions import Decision
 from ttpa.sampling.paths import PathWriter
 
 PROMPT, LEAVES, NEW_TOKENS = 1536, 16, 24

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from ttpa.construct import construct_dialogues
+from ttpa.data.decisions import Decision, decisions
 from ttpa.data.dialogues import Dialogue
-from ttpa.sampling.decisions import Decision, decisions
 
 Workload = Literal["own", "shared"]
 WORKLOADS: tuple[Workload, ...] = get_args(Workload)

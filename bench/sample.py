@@ -42,8 +42,8 @@ from bench.memory import FORGET, _resident
 from bench.prompts import Workload, make_prompts
 from bench.samplers import SIDES, Setting, run
 from bench.widened import EMBEDDED, QWEN_05B, Shape, widened
+from ttpa.data.decisions import Decision
 from ttpa.embedded import MODEL_DIR
-from ttpa.sampling.decisions import Decision
 
 PEERS = ("generate", "continuous")
 FASTER, FEWER = 5.0, 5.0  # what we hold ourselves to: times the pairs a second of the better peer, and fewer tokens

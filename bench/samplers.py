@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
+from ttpa.data.decisions import Decision
 from ttpa.model import use_tree_attention
 from ttpa.sampling import SamplingOptions, SamplingReport, sample_decisions
 from ttpa.sampling.assemble import paths_to_tree, scored
-from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.paths import PathWriter
 from ttpa.sampling.reference import reference_paths

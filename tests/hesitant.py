@@ -6,8 +6,8 @@ import copy
 
 import torch
 
+from ttpa.data.decisions import decisions
 from ttpa.data.dialogues import Dialogue
-from ttpa.sampling.decisions import decisions
 
 WEATHER = {
     "name": "weather",

@@ -15,9 +15,9 @@ from bench.prompts import TEXT, make_prompts
 from bench.samplers import SIDES, Setting, drawn_outcome, run
 from bench.widened import EMBEDDED, QWEN_05B, QWEN_15B, Shape, widened
 from ttpa.construct import construct_dialogues
+from ttpa.data.decisions import decisions
 from ttpa.embedded import MODEL_DIR
 from ttpa.sampling import SamplingOptions, sample_trees
-from ttpa.sampling.decisions import decisions
 
 ODD = Shape(
     hidden_size=192,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -15,3 +16,7 @@ class InputError(ValueError):
     def __init__(self, problem: str, *, path: Path | str | None = None, line: int | None = None) -> None:
         place = "" if path is None else f"{path}:{line}: " if line is not None else f"{path}: "
         super().__init__(place + problem)
+
+
+OnError = Callable[[InputError], None]
+"""Takes the errors of single rows from a reader that goes on behind them."""

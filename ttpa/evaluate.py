@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from ttpa.config import option, parse_config, run_command, save_config
+from ttpa.data.benchmark import read_benchmark
 from ttpa.data.jsonl import write_json_lines
 from ttpa.data.read import kind_of, read_dialogues
 from ttpa.errors import InputError
 from ttpa.evaluation import evaluate_calls, evaluation_table
-from ttpa.evaluation.benchmark import benchmark_table, evaluate_benchmark, group_means, read_benchmark
+from ttpa.evaluation.benchmark import benchmark_table, evaluate_benchmark, group_means
 from ttpa.files import atomic_write
 from ttpa.model import load_model, load_tokenizer
 

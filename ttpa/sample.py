@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ttpa.config import option, parse_config, run_command
 from ttpa.construct import construct_dialogues
+from ttpa.data.decisions import Decision, all_decisions, check_template, decisions
 from ttpa.data.dialogues import Dialogue
 from ttpa.data.messages import calls_of
 from ttpa.data.read import read_dialogues
@@ -38,7 +40,6 @@ from ttpa.hashes import hash_of_model, hash_of_tokenizer
 from ttpa.model import load_model, load_tokenizer
 from ttpa.sampling import fingerprint
 from ttpa.sampling.blocks import BlockedRun
-from ttpa.sampling.decisions import Decision, all_decisions, check_template, decisions
 from ttpa.sampling.options import ForkOrder, Mode, RuleName, SamplingOptions
 from ttpa.sampling.paths import GPU_SHARE, PathWriter, checked_pages
 from ttpa.sampling.report import SamplingReport
@@ -120,7 +121,8 @@ def sample(config: SampleConfig, world: World) -> None:
     dialogues, data_report = read(config)
     source = MODEL_DIR if config.model is None else config.model
     tokenizer = load_tokenizer(source, dialect=config.dialect)
-    check_template(decisions(dialogues[0], tokenizer)[0], tokenizer)
+    for decision in islice((d for dialogue in dialogues for d in decisions(dialogue, tokenizer) if not d.dropped), 1):
+        check_template(decision, tokenizer)
     model = load_model(source, dtype=torch.bfloat16 if config.bf16 else torch.float32)
     model.to(world.device)  # type: ignore[arg-type]  # transformers wraps it untyped
     found = all_decisions(dialogues, tokenizer, max_length=longest(config, model))

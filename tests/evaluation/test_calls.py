@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hesitant import asking, calling
 
+from ttpa.data.decisions import all_decisions
 from ttpa.evaluation import calls, evaluate_calls
-from ttpa.sampling.decisions import all_decisions
 from ttpa.sampling.decoded import Decoded
 
 DIALOGUES = [

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hesitant import asking, calling
 
+from ttpa.data.decisions import all_decisions
 from ttpa.errors import InputError
 from ttpa.model import use_tree_attention
 from ttpa.sampling import SamplingOptions, SamplingReport, sample_trees
-from ttpa.sampling.decisions import all_decisions
 from ttpa.sampling.engine import MIN_SHARED, Engine, Need
 from ttpa.sampling.passes import PAGE_SIZE, Feed, Passes, cache_shape
 from ttpa.sampling.paths import PathWriter

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hesitant import asking
 
+from ttpa.data.decisions import Decision, all_decisions
 from ttpa.model import use_tree_attention
 from ttpa.sampling import SamplingOptions, SamplingReport
-from ttpa.sampling.decisions import Decision, all_decisions
 from ttpa.sampling.engine import Engine, Need
 from ttpa.sampling.graph import DecodeStep, GraphEngine, Ticket, packed
 from ttpa.sampling.head import pick

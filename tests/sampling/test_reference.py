@@ -10,7 +10,7 @@ import pytest
 import torch
 from hesitant import TOOLS, asking
 
-from ttpa.sampling.decisions import Decision, decisions
+from ttpa.data.decisions import Decision, decisions
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.head import draw_key, path_key, pick
 from ttpa.sampling.options import TOP, SamplingOptions

@@ -19,9 +19,9 @@ from hesitant import asking, calling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttpa.data.decisions import decisions
 from ttpa.errors import InputError
 from ttpa.sampling.assemble import paths_to_tree, scored
-from ttpa.sampling.decisions import decisions
 from ttpa.sampling.forks import fork_places, is_candidate, token_fields
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.reference import reference_paths

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ttpa.data.messages import Message, calls_of
-from ttpa.data.render import Rendered, render_messages, render_texts
+from ttpa.data.render import Rendered, Unwritable, render_messages, render_texts
 from ttpa.data.report import DataReport
 from ttpa.errors import InputError
 from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_completions
@@ -52,16 +52,22 @@ class Example:
 
 def build_tree(example: Example, *, tokenizer: Any, limits: Limits, report: DataReport) -> PreferenceTree | None:
     """The tree of an example, its sides split at the first token in which they differ; rejected completions equal to
-    the chosen one, and trees over the limit, are listed in the report, and None is returned when nothing is left.
-    Raises InputError for what the tokenizer and its chat template refuse."""
+    the chosen one, messages that the chat template cannot write, and trees over the limit are listed in the report, and
+    None is returned when nothing is left. Raises InputError for what the tokenizer and its chat template refuse."""
     sides = [example.chosen, *example.rejected]
     rendered: Rendered
     if isinstance(example.prompt, str):
         rendered = render_texts(tokenizer, example.prompt, sides)
     else:
-        rendered = render_messages(
-            tokenizer, example.prompt, sides, tools=example.tools, template_kwargs=example.template_kwargs
-        )
+        try:
+            rendered = render_messages(
+                tokenizer, example.prompt, sides, tools=example.tools, template_kwargs=example.template_kwargs
+            )
+        except Unwritable as error:
+            report.drop(example.id, example.where, "the chat template cannot write it", str(error))
+            return None
+    for repair, detail in rendered.repairs:
+        report.repair(example.id, example.where, repair, detail)
     if rendered.moved:
         detail = f"{rendered.moved} tokens"
         report.repair(example.id, example.where, "prompt cut where prompt and completion merge", detail)

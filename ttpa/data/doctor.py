@@ -11,7 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ttpa.data.benchmark import read_benchmark
 from ttpa.data.build import Limits
+from ttpa.data.decisions import Decision, check_template, decisions
 from ttpa.data.dialogues import Dialogue
 from ttpa.data.findings import Calls, Finding, call_findings, fork_findings, tree_findings
 from ttpa.data.formats.bfcl import BFCL
@@ -21,8 +23,6 @@ from ttpa.data.read import Kind, kind_of, read_data, read_dialogues
 from ttpa.data.report import DataReport
 from ttpa.data.rows import iterate_rows
 from ttpa.errors import InputError
-from ttpa.evaluation.benchmark import read_benchmark
-from ttpa.sampling.decisions import Decision, check_template, decisions
 from ttpa.tools.dialects.detect import find_dialect
 from ttpa.trees.classes import class_counts, tree_classes
 from ttpa.trees.record import Completion, Leaf, PreferenceTree, merge_completions
@@ -94,7 +94,7 @@ def check_file(path: Path, *, tokenizer: Any, max_length: int | None) -> Checkup
     run refuses is listed."""
     checkup = Checkup(DataReport(path=str(path), format="unknown"))
     try:
-        checkup.holds, row_format = _kind(path)
+        checkup.holds, row_format = kind_of(path)
         if checkup.holds == "evaluation":
             assert row_format is not None  # only rows are
             _check_benchmark(checkup, path, row_format)
@@ -106,19 +106,6 @@ def check_file(path: Path, *, tokenizer: Any, max_length: int | None) -> Checkup
         checkup.errors.append(str(error))
         checkup.report.note("not all was checked: the last error ended the reading")
     return checkup
-
-
-def _kind(path: Path) -> tuple[Kind, RowFormat | None]:
-    """As `kind_of`, but a folder is what its first readable file is: ToolBench answers or the questions of BFCL."""
-    for file in sorted(path.rglob("*.json")) if path.is_dir() else []:
-        try:
-            kind, row_format = kind_of(file)
-        except InputError:
-            continue
-        if kind == "evaluation":
-            return kind, row_format
-        break
-    return kind_of(path)
 
 
 def _check_trees(checkup: Checkup, path: Path, tokenizer: Any, max_length: int | None) -> None:
@@ -196,7 +183,7 @@ def _gold_tree(decision: Decision) -> PreferenceTree:
 def _check_benchmark(checkup: Checkup, path: Path, row_format: RowFormat) -> None:
     report = checkup.report = DataReport(path=str(path), format=row_format.name, kind="rows")
     report.note("a benchmark, on which nothing may be trained")
-    for line, row in iterate_rows(path) if path.is_file() else ():
+    for line, row in iterate_rows(path, on_error=lambda e: checkup.errors.append(str(e))) if path.is_file() else ():
         report.read += 1
         place = Place(path, line)
         try:

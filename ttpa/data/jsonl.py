@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ttpa.errors import InputError
+from ttpa.errors import InputError, OnError
 from ttpa.files import atomic_write
 
 CHUNK = 1 << 20  # characters that are read at a time
@@ -34,19 +34,23 @@ def read_json(path: Path | str) -> Any:
         raise _broken(error, path, *place) from None
 
 
-def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: Path | str, *, on_error: OnError | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number, from 1, and the object of every line that is not blank, one line in memory at a time; raises
-    InputError (file:line) for a missing file, broken JSON, and a line that is not an object."""
+    InputError (file:line) for a missing file, broken JSON, and a line that is not an object. Where `on_error` is given,
+    it is called for a broken line instead, and the next one is read."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             for line, text in enumerate(file, start=1):
                 if not (text := text.rstrip(_SPACE)):
                     continue
                 try:
-                    record = json.loads(text)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise _broken(error, path, line, getattr(error, "pos", 0) + 1) from None
-                yield line, _object(record, path, line)
+                    record = _line(text, path, line)
+                except InputError as error:
+                    if on_error is None:
+                        raise
+                    on_error(error)
+                else:
+                    yield line, record
     except OSError as error:
         raise InputError(_unreadable(error), path=path) from None
     except UnicodeDecodeError as error:
@@ -64,6 +68,14 @@ def read_json_values(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(_unreadable(error), path=path) from None
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text ({error.reason}); convert the file to UTF-8", path=path) from None
+
+
+def _line(text: str, path: Path | str, line: int) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _broken(error, path, line, getattr(error, "pos", 0) + 1) from None
+    return _object(record, path, line)
 
 
 def _values(window: _Window) -> Iterator[tuple[int, dict[str, Any]]]:

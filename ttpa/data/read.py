@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,24 +14,22 @@ from ttpa.data.formats.format import Place, RowFormat
 from ttpa.data.report import DataReport
 from ttpa.data.rows import iterate_rows
 from ttpa.data.toolbench import AS_IN_TP_LLAMA, ToolBenchOptions, read_toolbench
-from ttpa.errors import InputError
+from ttpa.errors import InputError, OnError
 from ttpa.trees.io import iterate_trees
 from ttpa.trees.record import PreferenceTree
 
-OnError = Callable[[InputError], None]
 Kind = Literal["trees", "toolbench", "dialogues", "preferences", "evaluation"]
 
 
 def kind_of(path: Path) -> tuple[Kind, RowFormat | None]:
     """What a path holds, which shows in its first record: our trees, ToolBench answers, or rows of one of FORMATS; a
-    folder holds ToolBench answers unless its first file is a benchmark. Raises InputError for a path that does not
-    exist, an empty or broken file, and other records."""
+    folder holds ToolBench answers unless the first file that can be read is a benchmark. Raises InputError for a path
+    that does not exist, an empty or broken file, and other records."""
     if path.is_dir():
-        for file in sorted(path.rglob("*.json"))[:1]:
+        for file in sorted(path.rglob("*.json")):
             with contextlib.suppress(InputError):  # the reader will say it, of the file
                 kind, row_format = kind_of(file)
-                if kind == "evaluation":
-                    return kind, row_format
+                return (kind, row_format) if kind == "evaluation" else ("toolbench", None)
         return "toolbench", None
     for _, first in iterate_rows(path):
         if "prompt_ids" in first and "nodes" in first:
@@ -65,7 +63,7 @@ def read_data(
     path, limits = Path(path), Limits(max_length, on_overlength)
     kind, row_format = kind_of(path)
     if kind == "trees":
-        return read_tree_file(path, limits=limits)
+        return read_tree_file(path, limits=limits, on_error=on_error)
     if row_format is None:
         return read_toolbench(path, tokenizer=tokenizer, limits=limits, options=toolbench, on_error=on_error)
     if kind != "preferences":
@@ -108,11 +106,14 @@ def read_dialogues(path: Path | str, *, on_error: OnError | None = None) -> tupl
     return dialogues, report
 
 
-def read_tree_file(path: Path, *, limits: Limits) -> tuple[list[PreferenceTree], DataReport]:
-    """Our own trees, without those over the limit; raises InputError as `ttpa.trees.io.iterate_trees` does."""
+def read_tree_file(
+    path: Path, *, limits: Limits, on_error: OnError | None = None
+) -> tuple[list[PreferenceTree], DataReport]:
+    """Our own trees, without those over the limit; raises InputError, or calls `on_error`, as
+    `ttpa.trees.io.iterate_trees` does."""
     report = DataReport(path=str(path), format="trees", unit="trees")
     trees = []
-    for tree in iterate_trees(path):
+    for tree in iterate_trees(path, on_error=on_error):
         report.read += 1
         try:
             if limits.keep(tree, str(path), report):
@@ -132,7 +133,7 @@ _NO_PREFERENCES = {
 def _read_rows(
     path: Path, row_format: RowFormat, report: DataReport, on_error: OnError | None
 ) -> Iterator[tuple[Place, Dialogue | Example]]:
-    for line, row in iterate_rows(path):
+    for line, row in iterate_rows(path, on_error=on_error):
         report.read += 1
         place = Place(path, line)
         try:

@@ -14,6 +14,10 @@ from ttpa.tools.dialects.detect import CallStyle, call_style
 from ttpa.tools.json_scan import Span
 
 
+class Unwritable(InputError):
+    """Messages that are right, but that this chat template cannot write: they can be left out."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     """Token ids of a prompt and of each completion after it, and per completion token 1 where the model wrote it (None:
@@ -81,8 +85,9 @@ def render_messages(
 
 def template_messages(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message], list[tuple[str, str]]]:
     """Checked messages as the tokenizer's chat template needs them, the arguments of calls as objects or as JSON text,
-    and the (repair, detail) of text beside calls that the template leaves out. Raises InputError for what it would lose
-    or change without a word: all calls, all but one of a message, arguments that are no JSON object."""
+    and the (repair, detail) of text beside calls that the template leaves out. Raises InputError for a template that
+    would lose all calls without a word, and Unwritable for messages that this one would change: more than one call,
+    arguments that are no JSON object."""
     if not any(functions_of(message) for message in messages):
         return list(messages), []
     style, repairs = call_style(tokenizer), []
@@ -101,10 +106,10 @@ def _check_calls(functions: list[dict[str, Any]], style: CallStyle) -> None:
             f"the chat template drops tool calls ({names}): use the template of a model that is made for tool calls"
         )
     if len(functions) > 1 and not style.several:
-        raise InputError(f"the chat template cannot write more than one call in a message ({names})")
+        raise Unwritable(f"the chat template cannot write more than one call in a message ({names})")
     for function in functions:
         if isinstance(function["arguments"], str) and not style.texts:
-            raise InputError(
+            raise Unwritable(
                 f"the arguments of {function['name']!r} are no JSON object, and the chat template would not write them "
                 f"as they are: {function['arguments']!r:.80}"
             )

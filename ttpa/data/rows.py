@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ttpa.data.jsonl import read_json_lines, read_json_values
-from ttpa.errors import InputError
+from ttpa.errors import InputError, OnError
+
+LINES = (".jsonl", ".ndjson")
 
 
-def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def iterate_rows(path: Path, *, on_error: OnError | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the line (in Parquet the row), from 1, and the record of every row of a .parquet file, of a .json file (one
     array, or object after object), or of JSON Lines (.jsonl, .ndjson), a few of them in memory at a time; raises
-    InputError for a missing or broken file, and for one of another kind."""
-    if path.suffix not in _READERS:
-        kind = f"{path.suffix} files are" if path.suffix else "a file without a suffix is"
-        raise InputError(f"{kind} not read; the data must be {', '.join(_READERS)}", path=path)
-    yield from _READERS[path.suffix](path)
+    InputError for a missing or broken file, and for one of another kind. Where `on_error` is given, it is called for a
+    broken line of JSON Lines instead, and the next one is read."""
+    if path.suffix in LINES:
+        return read_json_lines(path, on_error=on_error)
+    if path.suffix == ".json":
+        return read_json_values(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    kind = f"{path.suffix} files are" if path.suffix else "a file without a suffix is"
+    raise InputError(f"{kind} not read; the data must be {', '.join(LINES)}, .json, .parquet", path=path)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -30,11 +37,3 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from enumerate(map(dict, rows), start=1)
     except Exception as error:  # pyarrow and datasets raise what they like for a broken file
         raise InputError(f"no readable Parquet file: {error}", path=path) from None
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
-    ".jsonl": read_json_lines,
-    ".ndjson": read_json_lines,
-    ".json": read_json_values,
-    ".parquet": _parquet_rows,
-}

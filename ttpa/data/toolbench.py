@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from ttpa.data.build import Example, Limits, build_tree
 from ttpa.data.jsonl import read_json
 from ttpa.data.messages import Message, calls_of, tool_names, with_dict_arguments
 from ttpa.data.report import DataReport
-from ttpa.errors import InputError
+from ttpa.errors import InputError, OnError
 from ttpa.tools.call import normal_json
 from ttpa.trees.record import PreferenceTree
 
@@ -44,7 +44,7 @@ def read_toolbench(
     tokenizer: Any,
     limits: Limits,
     options: ToolBenchOptions = AS_IN_TP_LLAMA,
-    on_error: Callable[[InputError], None] | None = None,
+    on_error: OnError | None = None,
 ) -> tuple[list[PreferenceTree], DataReport]:
     """Preference trees from one ToolBench answer file, or from all *.json below a folder: one tree for each node on the
     way to the final answer at which the search branched, with the next decision on that way chosen over those of the

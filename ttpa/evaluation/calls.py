@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ttpa.data.decisions import all_decisions
 from ttpa.data.dialogues import Dialogue
 from ttpa.esm.score import score_tokens
 from ttpa.evaluation.intervals import wilson
-from ttpa.sampling.decisions import all_decisions
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.paths import PathWriter
 from ttpa.sampling.report import SamplingReport

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ttpa.data.decisions import Decision
 from ttpa.esm.errors import Score
 from ttpa.esm.pairs import strict_pairs
 from ttpa.esm.score import score_tokens
-from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.report import SamplingReport
 from ttpa.tools.call import Call

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ttpa.data.decisions import Decision
 from ttpa.errors import InputError
 from ttpa.model import TREE_ATTENTION, evaluating, use_tree_attention
-from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.engine import Engine, Need
 from ttpa.sampling.fingerprint import versions

@@ -35,8 +35,8 @@ from transformers import PreTrainedModel
 from ttpa_kernels.next_token.noise import uniform
 from ttpa_kernels.next_token.reference import next_token_from
 
+from ttpa.data.decisions import Decision
 from ttpa.model import evaluating
-from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.forks import Place, fork_places, is_candidate, token_fields
 from ttpa.sampling.head import draw_key, path_key

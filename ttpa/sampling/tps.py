@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedModel
 
+from ttpa.data.decisions import Decision, all_decisions, check_template
 from ttpa.data.dialogues import Dialogue
 from ttpa.sampling.assemble import paths_to_tree, scored
-from ttpa.sampling.decisions import Decision, all_decisions, check_template
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.paths import Paths, PathWriter
 from ttpa.sampling.report import SamplingReport

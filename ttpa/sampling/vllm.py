@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ttpa.data.decisions import Decision
 from ttpa.errors import InputError
-from ttpa.sampling.decisions import Decision
 from ttpa.sampling.decoded import Decoded, Written
 from ttpa.sampling.fingerprint import versions
 from ttpa.sampling.forks import is_candidate, token_fields

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 
 from ttpa.trees.classes import CLASSES
-from ttpa.trees.classes import class_counts as class_counts
-from ttpa.trees.classes import tree_classes as tree_classes
 from ttpa.trees.pack import TreeBatch
 
 SUMS = (

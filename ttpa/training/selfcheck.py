@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ttpa.errors import InputError
-from ttpa.training.classes import class_counts
 from ttpa.training.examples import Example
 from ttpa.training.objective import Metrics, Objective
 from ttpa.training.policy import Policy
+from ttpa.trees.classes import class_counts
 from ttpa.trees.pack import Term, pack_trees, packed_tokens
 from ttpa.world import World
 
@@ -47,18 +47,19 @@ def check_packing(policy: Policy, examples: Sequence[Example], *, world: World) 
 
 
 def check_classes(examples: Sequence[Example], objective: Objective) -> dict[str, int]:
-    """The number of tokens of each class that the examples train; raises InputError where a tool's result is among
-    them, which the model did not write."""
+    """The number of tokens of each class that the examples train; raises InputError where a tool's result or a
+    prompt is among them, which the model did not write."""
     counts: Counter[str] = Counter()
     for example in examples:
         pack = objective.pack([example])
         assert example.classes is not None
         counts.update(class_counts(example.classes[pack.place_R[: pack.num_trained].numpy()]))
-        if counts["tool_result"]:
-            raise InputError(
-                f"tree {example.tree.id!r} would train tokens of a tool's result; set `trained` to 0 for them in its "
-                "nodes (--selfcheck false goes on nevertheless)"
-            )
+        for foreign, what in (("tool_result", "a tool's result"), ("prompt", "a prompt")):
+            if counts[foreign]:
+                raise InputError(
+                    f"tree {example.tree.id!r} would train tokens of {what}; set `trained` to 0 for them in its nodes "
+                    "(--selfcheck false goes on nevertheless)"
+                )
     return {name: count for name, count in counts.items() if count}
 
 

@@ -24,7 +24,6 @@ from ttpa.errors import InputError
 from ttpa.esm.weights import WeightOptions
 from ttpa.losses import LossOptions, loss_terms
 from ttpa.model import load_model
-from ttpa.training.classes import tree_classes
 from ttpa.training.config import TrainConfig
 from ttpa.training.distributed import make_mesh, shard_policy
 from ttpa.training.examples import Example, make_examples
@@ -38,6 +37,7 @@ from ttpa.training.reference_cache import ReferenceCache, content_key, model_key
 from ttpa.training.run_folder import ADAPTER, RunFolder
 from ttpa.training.stop import STOPPED, StopSignal
 from ttpa.training.trained import WRAPPERS
+from ttpa.trees.classes import tree_classes
 from ttpa.trees.pack import PairWeights, TreeBatch
 from ttpa.trees.record import PreferenceTree
 from ttpa.world import World

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from ttpa.errors import InputError
+from ttpa.errors import InputError, OnError
 from ttpa.files import atomic_write
 from ttpa.trees.record import Leaf, Node, Pair, PreferenceTree
 
@@ -17,12 +17,12 @@ KINDS = ("gold", "trunk", "branch", "given")
 FINISHES = ("stop", "length")
 
 
-def iterate_trees(path: Path | str) -> Iterator[PreferenceTree]:
+def iterate_trees(path: Path | str, *, on_error: OnError | None = None) -> Iterator[PreferenceTree]:
     """Yield the trees of a JSON Lines file one by one; empty lines are skipped.
 
     Raises InputError with file and line for text that is not UTF-8, broken JSON, a missing or unknown field, a value
-    of the wrong type, an index out of range, nodes that are not in depth-first order, and a pair whose two sides are
-    the same.
+    of the wrong type, an index out of range, nodes that are not in depth-first order, a tree without leaves, and a pair
+    whose two sides are the same. Where `on_error` is given, it is called instead, and the next line is read.
     """
     try:
         lines = open(path, "rb")  # noqa: SIM115 (closed by the with below)
@@ -34,17 +34,18 @@ def iterate_trees(path: Path | str) -> Iterator[PreferenceTree]:
                 continue
             try:
                 # line by line, so that a broken character has its line; editors put a mark before the first one
-                tree = _tree(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
+                tree = _read_line(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 problem = f"not UTF-8 text ({error.reason}); convert the file to UTF-8"
-                raise InputError(problem, path=path, line=number) from error
-            except RecursionError as error:
-                raise InputError("not a tree: nested too deeply", path=path, line=number) from error
-            except json.JSONDecodeError as error:
-                raise InputError(f"not JSON ({error}); write one tree a line", path=path, line=number) from error
             except _Fault as error:
-                raise InputError(str(error), path=path, line=number) from error
-            yield tree
+                problem = str(error)
+            else:
+                yield tree
+                continue
+            located = InputError(problem, path=path, line=number)
+            if on_error is None:
+                raise located
+            on_error(located)
 
 
 def read_trees(path: Path | str) -> list[PreferenceTree]:
@@ -76,6 +77,15 @@ def _expect(condition: bool, problem: str) -> None:
         raise _Fault(problem)
 
 
+def _read_line(line: str) -> PreferenceTree:
+    try:
+        return _tree(json.loads(line))
+    except RecursionError:
+        raise _Fault("not a tree: nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise _Fault(f"not JSON ({error}); write one tree a line") from None
+
+
 def _tree(record: Any) -> PreferenceTree:
     _check_fields(PreferenceTree, record, "the tree")
     for name, part in (("nodes", Node), ("leaves", Leaf), ("pairs", Pair)):
@@ -91,6 +101,7 @@ def _tree(record: Any) -> PreferenceTree:
     _expect(isinstance(tree.origin, dict), "origin must be an object")
     _expect(_is_list(tree.prompt_ids, _is_index) and len(tree.prompt_ids) > 0, "prompt_ids must be a list of token ids")
     _check_nodes(tree.nodes)
+    _expect(len(tree.leaves) > 0, "leaves must not be empty")
     for i, leaf in enumerate(tree.leaves):
         _check_leaf(leaf, tree, i)
     for i, pair in enumerate(tree.pairs):

@@ -135,7 +135,7 @@ def _turn(tokenizer: Any, arguments: Sequence[dict[str, Any] | str], content: st
         {"type": "function", "id": f"probe000{i}", "function": {"name": "probe_tool", "arguments": one}}
         for i, one in enumerate(arguments)
     ]
-    message = {"role": "assistant", "content": content, **({"tool_calls": calls} if calls else {})}
+    message = {"role": "assistant", "content": content, "tool_calls": calls}
     try:
         prompt = tokenizer.apply_chat_template([USER], tools=[TOOL], tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template([USER, message], tools=[TOOL], tokenize=False)

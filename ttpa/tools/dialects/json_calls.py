@@ -146,7 +146,7 @@ def read_arguments(call: ParsedCall, arguments: Value, text: str, report: Report
         return report("envelope", span, "the arguments must be an object")
     call.arguments = arguments.value
     call.fields[""] = Field(None, span, arguments.value)
-    _read_fields(call, arguments, [], place)
+    read_fields(call, arguments, [], place)
     return None
 
 
@@ -218,7 +218,7 @@ def _places(text: str, start: int, end: int) -> list[int]:
     return [m.start() for m in _ESCAPED_CHARACTER.finditer(text, start + 1, end - 1)] + [end - 1]
 
 
-def _read_fields(call: ParsedCall, parent: Value, path: list[str | int], place: Callable[[int], int]) -> None:
+def read_fields(call: ParsedCall, parent: Value, path: list[str | int], place: Callable[[int], int]) -> None:
     def put(key: str | int, key_span: Span | None, value: Value) -> tuple[str, Field]:
         name = pointer([*path, key])
         key_span = None if key_span is None else (place(key_span[0]), place(key_span[1]))
@@ -233,8 +233,8 @@ def _read_fields(call: ParsedCall, parent: Value, path: list[str | int], place: 
         seen.add(member.key)
         if member is last[member.key]:
             call.fields[name] = part
-            _read_fields(call, member.value, [*path, member.key], place)
+            read_fields(call, member.value, [*path, member.key], place)
     for index, item in enumerate(parent.items):
         name, part = put(index, None, item)
         call.fields[name] = part
-        _read_fields(call, item, [*path, index], place)
+        read_fields(call, item, [*path, index], place)

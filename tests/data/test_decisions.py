@@ -7,8 +7,8 @@ import copy
 import pytest
 from hesitant import asking, calling
 
+from ttpa.data.decisions import all_decisions, decisions
 from ttpa.errors import InputError
-from ttpa.sampling.decisions import all_decisions, decisions
 from ttpa.tools.call import Call
 from ttpa.tools.dialects.hermes import parse
 from ttpa.tools.tokens import completion_text

@@ -9,7 +9,7 @@ from typing import Any
 
 from ttpa.data.dialogues import Dialogue
 from ttpa.data.messages import Message, calls_of
-from ttpa.data.render import render_messages
+from ttpa.data.render import Unwritable, render_messages, template_messages
 from ttpa.errors import InputError
 from ttpa.tools.call import Call, call_from_message
 from ttpa.tools.dialects.detect import find_dialect
@@ -39,21 +39,28 @@ class Decision:
 
 def decisions(dialogue: Dialogue, tokenizer: Any, *, max_length: int | None = None) -> list[Decision]:
     """The decisions of a dialogue in their order, each after the gold messages before it. One whose prompt and gold
-    answer have more than `max_length` tokens together (None: any number) is returned with `dropped` set. Raises
-    InputError, naming the dialogue, for messages that the chat template refuses, and for a template that ends the
-    assistant's turn neither with the tokenizer's end-of-text token (eos_token) nor with another special token."""
+    answer have more than `max_length` tokens together (None: any number), or cannot be written by the chat template,
+    is returned with `dropped` set. Raises InputError, naming the dialogue, for messages that the chat template refuses,
+    and for a template that ends the assistant's turn neither with the tokenizer's end-of-text token (eos_token) nor
+    with another special token."""
     found = []
     for turn, message in enumerate(dialogue.messages):
         records = calls_of([message]) if message["role"] == "assistant" else []
         if not records:
             continue
         before = dialogue.messages[:turn]
+        prompt_ids: list[int] = []
+        gold_ids: list[int] = []
+        dropped = None
         try:
             rendered = render_messages(tokenizer, before, [[message]], tools=dialogue.tools)
-            gold_ids = _turn(rendered.completions[0], tokenizer)
+            prompt_ids, gold_ids = rendered.prompt_ids, _turn(rendered.completions[0], tokenizer)
+        except Unwritable:
+            dropped = "the chat template cannot write it"
         except InputError as error:
             raise InputError(f"dialogue {dialogue.id!r}, message {turn}: {error}") from None
-        too_long = max_length is not None and len(rendered.prompt_ids) + len(gold_ids) > max_length
+        if max_length is not None and len(prompt_ids) + len(gold_ids) > max_length:
+            dropped = "over max_length"
         found.append(
             Decision(
                 dialogue=dialogue.id,
@@ -61,10 +68,10 @@ def decisions(dialogue: Dialogue, tokenizer: Any, *, max_length: int | None = No
                 tools=dialogue.tools,
                 messages=before,
                 calls=[call_from_message(record) for record in records],
-                prompt_ids=rendered.prompt_ids,
+                prompt_ids=prompt_ids,
                 gold_ids=gold_ids,
                 source=dialogue.source,
-                dropped="over max_length" if too_long else None,
+                dropped=dropped,
             )
         )
     return found
@@ -77,7 +84,8 @@ def all_decisions(dialogues: Iterable[Dialogue], tokenizer: Any, *, max_length: 
 
 def check_template(decision: Decision, tokenizer: Any) -> None:
     """Raise InputError where the chat template drops the tools: a prompt reads the same with and without them."""
-    render = partial(tokenizer.apply_chat_template, decision.messages, tokenize=False, add_generation_prompt=True)
+    messages, _ = template_messages(tokenizer, decision.messages)
+    render = partial(tokenizer.apply_chat_template, messages, tokenize=False, add_generation_prompt=True)
     with_tools = render(tools=decision.tools)
     try:
         without = render(tools=None)
