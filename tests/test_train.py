@@ -211,6 +211,9 @@ def test_real_toolbench_answers(tmp_path, model_dir, real_data):
     assert (report["read"], report["counts"]["files won"], report["counts"]["pairs"]) == (15, 9, 6)
     assert report["dropped_by_reason"]["identical"] == 1
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and summary["steps"] == 1
+    run(tmp_path / "equal", model_dir, *options, "--toolbench_shapes", "equal")
+    equal = json.loads((tmp_path / "equal" / "data_report.json").read_text())
+    assert (report["kept"], equal["kept"]) == (4, 1)
 
 
 def test_a_run_that_goes_on_refuses_other_settings(tmp_path, model_dir, rows):

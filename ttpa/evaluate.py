@@ -38,7 +38,7 @@ class EvaluateConfig:
     model: str = option(MISSING, "model folder or Hugging Face name")
     data: Path = option(MISSING, "dialogues, or BFCL questions: a file, or a folder with their possible answers")
     output: Path = option(MISSING, "folder that the results are written to")
-    dialect: str | None = option(None, "how the model writes calls, such as mistral; none: as its chat template does")
+    dialect: str | None = option(None, "how the model writes calls, as in mistral; none: as its template does")
     max_new_tokens: int = option(256, "longest answer in tokens")
     max_length: int | None = option(None, "leave out what has more tokens than this, gold answer included")
     decode_batch_size: int = option(64, "answers to decode side by side")

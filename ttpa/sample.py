@@ -56,7 +56,7 @@ class SampleConfig:
     """Every option of the command; raises InputError for values that make no sense."""
 
     model: str | None = option(None, "model folder or Hugging Face name; none is the embedded model")
-    dialect: str | None = option(None, "how the model writes calls, such as mistral; none: as its chat template does")
+    dialect: str | None = option(None, "how the model writes calls, as in mistral; none: as its template does")
     data: Path | None = option(None, "dialogues; none makes some for the embedded model")
     num_dialogues: int = option(1600, "how many to make where there is no --data")
     output: Path = option(Path("trees.jsonl"), "file of trees; its report lies beside it, as .report.json")

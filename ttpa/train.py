@@ -38,6 +38,7 @@ from ttpa.construct import Split, construct_dialogues
 from ttpa.data.dialogues import Dialogue
 from ttpa.data.read import read_data, read_dialogues
 from ttpa.data.report import DataReport
+from ttpa.data.toolbench import ToolBenchOptions
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
 from ttpa.evaluation import comparison_table
@@ -213,8 +214,7 @@ def plan_of(config: TrainConfig, objective: Objective) -> str:
     source: Path | str = MODEL_DIR if config.model is None else config.model
     tokenizer = load_tokenizer(source, dialect=config.dialect)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    length = longest(config, model_without_weights(source, config=config))
-    trees, _ = read_data(config.data, tokenizer=tokenizer, max_length=length, on_overlength=config.on_overlength)
+    trees, _ = read_trees_of(config.data, model_without_weights(source, config=config), tokenizer, config=config)
     size = config.world_size or 1
     return plan_text(
         trees,
@@ -293,6 +293,19 @@ class Given:
     eval_trees: list[PreferenceTree]
 
 
+def read_trees_of(
+    path: Path, model: PreTrainedModel, tokenizer: Any, *, config: TrainConfig
+) -> tuple[list[PreferenceTree], DataReport]:
+    """The trees of a file or folder as the options say, and the report."""
+    return read_data(
+        path,
+        tokenizer=tokenizer,
+        max_length=longest(config, model),
+        on_overlength=config.on_overlength,
+        toolbench=ToolBenchOptions(config.toolbench_thoughts, config.toolbench_shapes, config.toolbench_failures),
+    )
+
+
 def given_trees(job: Job, model: PreTrainedModel) -> Given | None:
     """What the user gave to train on; raises InputError where nothing is left of it."""
     config = job.config
@@ -300,9 +313,7 @@ def given_trees(job: Job, model: PreTrainedModel) -> Given | None:
         return None
 
     def read(path: Path) -> tuple[list[PreferenceTree], DataReport]:
-        trees, report = read_data(
-            path, tokenizer=job.tokenizer, max_length=longest(config, model), on_overlength=config.on_overlength
-        )
+        trees, report = read_trees_of(path, model, job.tokenizer, config=config)
         if not any(tree.pairs for tree in trees):
             job.say(report.table())
             raise InputError(f"no pair of completions is left in {path}; the table above says why")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
+import trl
 from hesitant import asking, calling
 
 from ttpa.data.decisions import all_decisions, decisions
@@ -67,3 +69,15 @@ def test_a_template_that_does_not_end_the_turn_is_refused(tokenizer, monkeypatch
     monkeypatch.setattr(tokenizer, "chat_template", text)
     with pytest.raises(InputError, match=r"'d', message 1.*eos_token"):
         decisions(two_turns(), tokenizer)
+
+
+def test_a_decision_that_the_template_cannot_write_is_dropped(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = (Path(trl.__file__).parent / "chat_templates" / "llama3_1.jinja").read_text()
+    other.add_special_tokens({"eos_token": "<|eot_id|>"})
+    two = {"role": "assistant", "content": "", "tool_calls": calling("time")["tool_calls"] * 2}
+    dialogue = asking("d", "Rome", calling("time"), {"role": "user", "content": "Twice?"}, two)
+    (found,) = [d for d in decisions(dialogue, tokenizer) if len(d.calls) == 2]
+    assert found.dropped is None
+    first, second = decisions(dialogue, other)
+    assert first.dropped is None and second.dropped == "the chat template cannot write it"

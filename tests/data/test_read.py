@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
+import trl
 
 from ttpa.data.read import read_data
 from ttpa.data.toolbench import ToolBenchOptions
 from ttpa.errors import InputError
 from ttpa.trees.io import write_trees
 
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 ROWS = [
     {"id": "a", "prompt": "The sky is", "chosen": " blue", "rejected": " green, I think"},
     {"id": "b", "prompt": "Grass is", "chosen": " green", "rejected": " blue"},
@@ -106,6 +110,46 @@ def test_bad_files(tmp_path, tokenizer, text, message):
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
         read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)
+
+
+def test_a_broken_line_is_told_and_the_next_one_is_read(tmp_path, tokenizer):
+    write(tmp_path / "a.jsonl", ROWS)
+    trees, _ = read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)
+    write_trees(tmp_path / "t.jsonl", trees)
+    empty = {**trees[0].to_dict(), "leaves": [], "pairs": []}
+    for name, broken in (("a", ["{", "[1]", '{"prompt": "x"}']), ("t", ["{", "[1]", json.dumps(empty)])):
+        file = tmp_path / f"{name}.jsonl"
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join([lines[0], *broken, lines[1]]))
+        errors: list[InputError] = []
+        found, report = read_data(file, tokenizer=tokenizer, max_length=None, on_error=errors.append)
+        assert len(found) == report.kept == 2
+        assert [str(error).partition(": ")[0] for error in errors] == [f"{file}:{line}" for line in (2, 3, 4)]
+        with pytest.raises(InputError, match=f"{name}.jsonl:2: "):
+            read_data(file, tokenizer=tokenizer, max_length=None)
+
+
+def test_rows_that_the_template_cannot_write_are_left_out_and_listed(tmp_path, tokenizer):
+    def call(*arguments):
+        calls = [{"type": "function", "function": {"name": "f", "arguments": text}} for text in arguments]
+        return [{"role": "assistant", "content": "", "tool_calls": calls}]
+
+    function = {"name": "f", "description": "F.", "parameters": {"type": "object", "properties": {}}}
+    prompt, tools = [{"role": "user", "content": "x"}], [{"type": "function", "function": function}]
+    rows = [
+        {"prompt": prompt, "chosen": call("{}"), "rejected": rejected, "tools": tools}
+        for rejected in (call('{"a": 1}'), call("{}", "{}"), call('{"a": '))
+    ]
+    write(tmp_path / "a.jsonl", rows)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = (TEMPLATES / "llama3_1.jinja").read_text()
+    trees, report = read_data(tmp_path / "a.jsonl", tokenizer=other, max_length=None)
+    assert [tree.origin["line"] for tree in trees] == [1]
+    assert [(drop["reason"], drop["where"][-1]) for drop in report.dropped] == [
+        ("the chat template cannot write it", "2"),
+        ("the chat template cannot write it", "3"),
+    ]
+    assert len(read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)[0]) == 3
 
 
 def test_missing_file(tmp_path, tokenizer):

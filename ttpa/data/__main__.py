@@ -35,7 +35,7 @@ class CheckConfig:
     """The options of the command; raises InputError for values that make no sense."""
 
     model: str | None = option(None, "model folder or Hugging Face name, for its tokens; none is the embedded model")
-    dialect: str | None = option(None, "how the model writes calls, such as mistral; none: as its chat template does")
+    dialect: str | None = option(None, "how the model writes calls, as in mistral; none: as its template does")
     max_length: int | None = option(None, "longest path in tokens; none is the model's window")
     json: Path | None = option(None, "write all of it there, every error and place included")
 

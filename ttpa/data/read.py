@@ -126,7 +126,7 @@ def read_tree_file(
 
 _NO_PREFERENCES = {
     "dialogues": "a file of dialogues holds no preferences; make trees of it with `python -m ttpa.sample`",
-    "evaluation": "this is a benchmark, on which nothing may be trained; give it to `python -m ttpa.evaluate`",
+    "evaluation": "this is a benchmark, on which nothing may be trained; `python -m ttpa.evaluate` takes BFCL's",
 }
 
 

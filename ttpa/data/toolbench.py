@@ -21,6 +21,11 @@ FINAL_ANSWER = 3  # the observation_code of a given answer; is_terminal is false
 ENVIRONMENT = {5, 6, 7, 8, 9, 10, 12}
 
 
+Thoughts = Literal["keep", "strip"]
+Shapes = Literal["any", "equal"]
+Failures = Literal["keep", "skip"]
+
+
 @dataclass(frozen=True)
 class ToolBenchOptions:
     """What is done about two things, beside the call, that tell the sides of ToolBench's pairs apart. The chosen branch
@@ -30,9 +35,9 @@ class ToolBenchOptions:
     `failures` skip leaves out rejected calls whose observation is a failure of the environment (codes 5 to 10 and 12).
     The defaults are the rule of TP-LLaMA."""
 
-    thoughts: Literal["keep", "strip"] = "keep"
-    shapes: Literal["any", "equal"] = "any"
-    failures: Literal["keep", "skip"] = "keep"
+    thoughts: Thoughts = "keep"
+    shapes: Shapes = "any"
+    failures: Failures = "keep"
 
 
 AS_IN_TP_LLAMA = ToolBenchOptions()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ttpa.config import option
 from ttpa.data.build import OnOverlength
+from ttpa.data.toolbench import Failures, Shapes, Thoughts
 from ttpa.errors import InputError
 from ttpa.training.run_folder import REPLACED
 
@@ -41,20 +42,18 @@ class TrainConfig:
     """Every option of the command, with its default; raises InputError for values that make no sense."""
 
     model: str | None = option(None, "model folder or Hugging Face name; none is the embedded model")
-    data: Path | None = option(None, "trees, TRL preference file, ToolBench answers; none samples trees")
-    dialect: str | None = option(None, "how the model writes calls, such as mistral; none: as its chat template does")
+    data: Path | None = option(None, "trees or preferences, see docs/data.md; none samples trees")
+    dialect: str | None = option(None, "how the model writes calls, as in mistral; none: as its template does")
     output: Path = option(Path("runs/train"), "run folder; the files of an earlier run in it are replaced")
-    eval_data: Path | None = option(None, "dialogues to evaluate on; none is the held-out set of the embedded model")
-    num_eval_dialogues: int = option(300, "embedded held-out dialogues to evaluate on; 0 evaluates on none of them")
+    eval_data: Path | None = option(None, "dialogues to evaluate on; none: the embedded model's held-out ones")
+    num_eval_dialogues: int = option(300, "held-out dialogues of the embedded model to evaluate on; 0 is none")
     eval_preferences: Path | None = option(None, "preferences, as --data, whose loss is measured every --eval_steps")
     eval_steps: int = option(100, "steps between measurements on --eval_preferences, beside the last step")
     seed: int = option(0, "decides which dialogues are sampled and the order of the batches")
-    plan: bool = option(
-        False, "print memory, steps and time of the run, and what to change where it does not fit; exit"
-    )
+    plan: bool = option(False, "print memory, steps and time of the run, and exit")
     world_size: int | None = option(None, "processes for --plan; none is one")
     memory_gb: float | None = option(None, "memory of a device for --plan; none is that of this machine's")
-    selfcheck: bool = option(True, "stop before the first step where packed passes or the first loss are not exact")
+    selfcheck: bool = option(True, "stop where packed passes or the first loss are not exact")
 
     rounds: int = option(1, "times to sample with the current policy and to train on it")
     num_dialogues: int = option(1600, "new dialogues to sample in each round")
@@ -67,7 +66,7 @@ class TrainConfig:
 
     loss_type: str = option(None, "losses with commas between them (docs/losses.md); none: ttpa, embedded ttpa,sft")
     loss_weights: str | None = option(None, "a weight for each loss; none: 1 each, embedded 1,20")
-    beta: float = option(None, "pull to the reference model, the policy at the round's start; none: 0.1, embedded 0.2")
+    beta: float = option(None, "pull to the reference model; none: 0.1, embedded 0.2")
     label_smoothing: float = option(0.0, "share of pairs taken to be the wrong way round (sigmoid, ttpa, robust)")
     simpo_gamma: float = option(0.5, "margin that the chosen side has to win by (simpo, confpo)")
     ld_alpha: float = option(0.5, "weight of the tokens behind the length of the shorter side (ld_dpo)")
@@ -86,7 +85,7 @@ class TrainConfig:
 
     reference: Reference = option("cached", "sampled: the sampler's own log-probabilities, checked, in place of a pass")
     reference_cache: Path | None = option(None, "folder of the reference's log-probabilities; none: in the run folder")
-    ref_model: str | None = option(None, "another model as the reference; none is the policy at the round's start")
+    ref_model: str | None = option(None, "reference model; none is the policy at the round's start")
     sync_ref_model: bool = option(False, "move the reference after the policy (TR-DPO)")
     ref_model_mixup_alpha: float = option(0.6, "share of the policy in a moving reference when it moves")
     ref_model_sync_steps: int = option(512, "steps between moves of the reference")
@@ -106,11 +105,14 @@ class TrainConfig:
     weight_decay: float = option(0.0, "AdamW weight decay; none on norms, biases and other vectors")
     max_grad_norm: float = option(1.0, "longest gradient; 0 does not clip")
     num_train_epochs: int = option(None, "times to go through a round's trees; none: 1, embedded model 3")
-    max_steps: int = option(-1, "optimizer steps of a round instead of num_train_epochs; -1 is whole epochs")
-    batch_size: int = option(32, "pairs of a step over all processes; a tree is kept whole, so there may be more")
+    max_steps: int = option(-1, "steps of a round instead of num_train_epochs; -1 is whole epochs")
+    batch_size: int = option(32, "pairs of a step over all processes, or more, as trees are kept whole")
     max_length: int | None = option(None, "longest prompt and completion in tokens; none is the model's window")
     on_overlength: OnOverlength = option("drop", "what happens to trees of --data that are longer")
-    max_skipped_steps: int = option(10, "steps whose loss or gradient is not finite that are left out before an error")
+    toolbench_thoughts: Thoughts = option("keep", "thoughts of ToolBench answers, see docs/data.md")
+    toolbench_shapes: Shapes = option("any", "pairs where both sides have a thought or neither")
+    toolbench_failures: Failures = option("keep", "calls that failed through no fault of theirs")
+    max_skipped_steps: int = option(10, "steps left out as not finite before that is an error")
 
     pack_tokens: int = option(
         4096, "tokens of one forward pass; longer trees are cut between pairs, with the same gradient"
@@ -119,7 +121,7 @@ class TrainConfig:
     shard_size: int | None = option(
         None, "processes that share one copy of the weights; none: all, 1: each has its own"
     )
-    activation_checkpointing: Checkpointing = option("none", "compute activations again in the backward pass")
+    activation_checkpointing: Checkpointing = option("none", "compute activations twice")
     compile: bool = option(False, "compile each decoder layer with torch.compile")
     offload: Offload = option("none", "hold these in the CPU's memory: activations, or optimizer (weights as well)")
 
