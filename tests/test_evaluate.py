@@ -6,6 +6,7 @@ import json
 
 import pytest
 from hesitant import asking, calling
+from ranks import run_ranks
 
 from ttpa.config import run_command
 from ttpa.data.dialogues import write_dialogues
@@ -34,6 +35,19 @@ def test_run_folder(arguments, tmp_path, capsys):
     main(["--config", str(tmp_path / "out/run/config.yaml")])
 
 
+def test_two_processes_find_what_one_finds(arguments, tmp_path):
+    main(arguments)
+    one = (tmp_path / "out/run/outcomes.jsonl").read_text()
+    run_ranks(main, 2, [*arguments, "--output", str(tmp_path / "two")])
+    assert (tmp_path / "two/outcomes.jsonl").read_text() == one and one.count("\n") == 2
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "config.yaml",
+        "data_report.json",
+        "outcomes.jsonl",
+        "summary.json",
+    ]
+
+
 def test_a_benchmark_by_its_file_and_by_its_folder(arguments, tmp_path, capsys):
     function = {"name": "rain", "description": "", "parameters": {"type": "dict", "properties": {}, "required": []}}
     asks = [[{"role": "user", "content": "Rain?"}]]
@@ -59,7 +73,7 @@ def test_what_the_user_has_to_change(arguments, tmp_path, capsys):
         main([*arguments, "--max_new_tokens", "0"])
     with pytest.raises(InputError, match="no tool is called within --max_length"):
         main([*arguments, "--max_length", "10"])
-    with pytest.raises(InputError, match="no BFCL questions to judge"):
+    with pytest.raises(InputError, match="dialogues are read from a file; this is a folder without questions of BFCL"):
         main([*arguments, "--data", str(tmp_path / "model")])
     with pytest.raises(InputError, match="unknown dialect 'hermmes': did you mean hermes"):
         main([*arguments, "--dialect", "hermmes"])

@@ -2,6 +2,7 @@
 
     python -m ttpa.evaluate --model ORG/MODEL --data dialogues.jsonl --output runs/e
     python -m ttpa.evaluate --model ORG/MODEL --data bfcl_eval/data --output runs/b
+    torchrun --nproc-per-node 8 -m ttpa.evaluate --model ORG/MODEL --data dialogues.jsonl --output runs/e
 
 At every place of the dialogues at which the assistant calls tools, the model answers greedily after the gold messages
 before it, and its answer is scored by the strict ESM. BFCL's single-turn questions, a file or a folder of them, are
@@ -15,6 +16,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ from ttpa.data.read import kind_of, read_dialogues
 from ttpa.errors import InputError
 from ttpa.evaluation import evaluate_calls, evaluation_table
 from ttpa.evaluation.benchmark import benchmark_table, evaluate_benchmark, group_means
+from ttpa.evaluation.exam import shared
 from ttpa.files import atomic_write
 from ttpa.model import load_model, load_tokenizer
+from ttpa.world import World, joined_world
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,22 @@ def main(argv: Sequence[str]) -> None:
         "Let a model answer at every tool call of dialogues, or the questions of BFCL, and count the right answers and "
         "the errors."
     )
-    evaluate(parse_config(EvaluateConfig, argv, prog="python -m ttpa.evaluate", description=description))
+    config = parse_config(EvaluateConfig, argv, prog="python -m ttpa.evaluate", description=description)
+    with joined_world() as world:
+        evaluate(config, world)
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, world: World) -> dict[str, Any]:
     """Evaluate a model, write the run folder, print the table, and return the content of summary.json; raises
     InputError for what the user has to change."""
     questions, dialogues = None, None
-    if config.data.is_dir() or kind_of(config.data)[0] == "evaluation":
+    if kind_of(config.data)[0] == "evaluation":
         questions, report = read_benchmark(config.data)
     else:
         dialogues, report = read_dialogues(config.data)
     tokenizer = load_tokenizer(config.model, dialect=config.dialect)
     model = load_model(config.model, dtype=torch.bfloat16 if config.bf16 else torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it untyped
-    save_config(config, config.output / "config.yaml")
-    report.save(config.output / "data_report.json")
+    model.to(world.device)  # type: ignore[arg-type]  # transformers wraps it untyped
 
     began = time.perf_counter()
     limits: dict[str, Any] = {
@@ -80,9 +84,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "max_length": config.max_length,
     }
     if questions is not None:
-        evaluation = evaluate_benchmark(model, tokenizer, questions, **limits)
+        evaluation = shared(questions, partial(evaluate_benchmark, model, tokenizer, **limits), world=world)
     else:
-        evaluation = evaluate_calls(model, tokenizer, dialogues or [], **limits)
+        evaluation = shared(dialogues or [], partial(evaluate_calls, model, tokenizer, **limits), world=world)
     if not evaluation.outcomes:
         raise InputError("nothing was evaluated: no tool is called within --max_length", path=config.data)
     summary = {
@@ -92,10 +96,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **({} if questions is None else {"benchmark": "bfcl", "groups": group_means(evaluation)}),
         "seconds": time.perf_counter() - began,
     }
-    write_json_lines(config.output / "outcomes.jsonl", (asdict(outcome) for outcome in evaluation.outcomes))
-    with atomic_write(config.output / "summary.json") as file:
-        file.write(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-    print(evaluation_table(evaluation) if questions is None else benchmark_table(evaluation))
+    if world.main:
+        save_config(config, config.output / "config.yaml")
+        report.save(config.output / "data_report.json")
+        write_json_lines(config.output / "outcomes.jsonl", (asdict(outcome) for outcome in evaluation.outcomes))
+        with atomic_write(config.output / "summary.json") as file:
+            file.write(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+        print(evaluation_table(evaluation) if questions is None else benchmark_table(evaluation))
     return summary
 
 

@@ -406,9 +406,7 @@ def examine(job: Job, model: PreTrainedModel, when: str, *, begun: bool) -> Eval
             batch_size=config.decode_batch_size,
             max_new_tokens=config.max_new_tokens,
             max_length=longest(config, model),
-            rank=job.world.rank,
-            size=job.world.size,
-            gather=job.world.gather_texts,
+            world=job.world,
         )
     for name, evaluation in found.items():
         job.say(f"evaluate  {name} {when}: {evaluation.exact} of {len(evaluation.outcomes)} calls exact")

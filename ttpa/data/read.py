@@ -87,6 +87,8 @@ def read_dialogues(path: Path | str, *, on_error: OnError | None = None) -> tupl
     for rows that are no dialogues, an id that comes twice and a file without dialogues; rows that the reader refuses go
     to `on_error` instead where it is given."""
     path = Path(path)
+    if path.is_dir():
+        raise InputError("dialogues are read from a file; this is a folder without questions of BFCL", path=path)
     kind, row_format = kind_of(path)
     if row_format is None or kind != "dialogues":
         raise InputError(f"the file holds {kind}, not dialogues", path=path)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -13,8 +14,10 @@ from ttpa.data.dialogues import Dialogue
 from ttpa.errors import InputError
 from ttpa.evaluation.calls import Evaluation, Outcome, evaluate_calls
 from ttpa.evaluation.compare import compare
+from ttpa.world import World
 
 Evaluations = dict[str, Evaluation]
+Item = TypeVar("Item")
 
 
 def take_exam(
@@ -25,30 +28,33 @@ def take_exam(
     batch_size: int,
     max_new_tokens: int,
     max_length: int | None,
-    rank: int = 0,
-    size: int = 1,
-    gather: Callable[[str], list[str]] = lambda text: [text],
+    world: World,
 ) -> Evaluations:
-    """Evaluate a model on each set of dialogues, as `evaluate_calls` does; of `size` processes each takes a run of them
-    and `gather` brings the texts of all together. Raises InputError for a set in which no tool is called."""
-    found: Evaluations = {}
-    for name, dialogues in sets.items():
-        first, last = (len(dialogues) * r // size for r in (rank, rank + 1))
-        part = evaluate_calls(
-            model,
-            tokenizer,
-            dialogues[first:last],
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            max_length=max_length,
-        )
-        parts = [evaluation for text in gather(dump({name: part})) for evaluation in load(text).values()]
-        outcomes = [outcome for evaluation in parts for outcome in evaluation.outcomes]
-        dropped = {id: why for evaluation in parts for id, why in evaluation.dropped.items()}
-        if not outcomes:
-            raise InputError(f"--eval_data: {name} has no tool call to evaluate (left out: {dropped})")
-        found[name] = Evaluation(outcomes, dropped)
+    """Evaluate a model on each set of dialogues, as `evaluate_calls` does; the processes share the work. Raises
+    InputError for a set in which no tool is called."""
+    evaluate = partial(
+        evaluate_calls,
+        model,
+        tokenizer,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+    )
+    found = {name: shared(dialogues, evaluate, world=world) for name, dialogues in sets.items()}
+    for name, evaluation in found.items():
+        if not evaluation.outcomes:
+            raise InputError(f"--eval_data: {name} has no tool call to evaluate (left out: {evaluation.dropped})")
     return found
+
+
+def shared(items: Sequence[Item], evaluate: Callable[[Sequence[Item]], Evaluation], *, world: World) -> Evaluation:
+    """The evaluation of all items in every process: each process evaluates a run of them, and what they found is
+    brought together in the order of the items."""
+    first, last = (len(items) * rank // world.size for rank in (world.rank, world.rank + 1))
+    part = evaluate(items[first:last])
+    parts = [load(text)["part"] for text in world.gather_texts(dump({"part": part}))]
+    outcomes = [outcome for evaluation in parts for outcome in evaluation.outcomes]
+    return Evaluation(outcomes, {id: why for evaluation in parts for id, why in evaluation.dropped.items()})
 
 
 def dump(evaluations: Evaluations) -> str:
