@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -63,12 +62,6 @@ def class_sums(
     )
     totals = [num_pairs, len(chosen), fork_margin.sum(), (fork_margin > 0).sum()]
     return dict(zip(SUMS, np.concatenate([totals, *by_class]).tolist(), strict=True))
-
-
-def add_sums(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The `class_sums` of several packs in one; zeros for none."""
-    parts = list(parts)
-    return {name: math.fsum(part[name] for part in parts) for name in SUMS}
 
 
 def class_metrics(sums: Mapping[str, float]) -> dict[str, float]:
