@@ -225,7 +225,7 @@ def test_a_run_that_goes_on_refuses_other_settings(tmp_path, model_dir, rows):
         run(tmp_path / "run", model_dir, *again, "--beta", 0.2)
     other = rows.with_name("other.jsonl")
     other.write_text("\n".join(map(json.dumps, ROWS[:-1])))
-    with pytest.raises(InputError, match="content of --data was"):
+    with pytest.raises(InputError, match="the content of --data changed"):
         run(tmp_path / "run", model_dir, *again, "--data", other)
     checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
     with pytest.raises(InputError, match="is not of this run"):

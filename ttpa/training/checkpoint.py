@@ -174,7 +174,10 @@ class Checkpoints:
         """Raise InputError where going on from a checkpoint would mix two runs."""
         old, new = record["fingerprint"], self.fingerprint
         differences = [
-            f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"
+            # of what is large there are hashes, which say nothing to a reader
+            f"the {name} changed"
+            if " of " in name
+            else f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"
             for name in {**old, **new}
             if old.get(name) != new.get(name)
         ]
