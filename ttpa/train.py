@@ -70,6 +70,7 @@ from ttpa.training.setup import (
 from ttpa.training.stop import STOPPED, StopSignal
 from ttpa.training.trackers import tracker_names
 from ttpa.trees.io import iterate_trees, tree_line, write_trees
+from ttpa.trees.merge import merge_trees
 from ttpa.trees.record import PreferenceTree
 from ttpa.world import World, joined_world
 
@@ -296,14 +297,18 @@ class Given:
 def read_trees_of(
     path: Path, model: PreTrainedModel, tokenizer: Any, *, config: TrainConfig
 ) -> tuple[list[PreferenceTree], DataReport]:
-    """The trees of a file or folder as the options say, and the report."""
-    return read_data(
+    """The trees of a file or folder as the options say, rows of one prompt as one tree, and the report."""
+    trees, report = read_data(
         path,
         tokenizer=tokenizer,
         max_length=longest(config, model),
         on_overlength=config.on_overlength,
         toolbench=ToolBenchOptions(config.toolbench_thoughts, config.toolbench_shapes, config.toolbench_failures),
     )
+    merged = trees if report.format == "trees" else merge_trees(trees)
+    if len(merged) < len(trees):
+        report.note(f"rows with the same prompt share a tree: {len(trees)} rows, {len(merged)} trees")
+    return merged, report
 
 
 def given_trees(job: Job, model: PreTrainedModel) -> Given | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 from hesitant import TOOLS, asking, calling
 
 from ttpa.data.dialogues import Dialogue
+from ttpa.errors import InputError
 from ttpa.sampling import SamplingOptions, sample_trees
 from ttpa.tools.call import Call
 from ttpa.trees.io import read_trees, write_trees
@@ -142,14 +145,20 @@ def test_what_is_left_out_is_reported(hesitant, tokenizer):
     assert report.to_dict()["dropped_by_reason"]["over max_length"] == 1
 
 
-def test_a_template_that_writes_calls_in_another_way_is_reported(hesitant, tokenizer, monkeypatch):
-    """Its calls could not be told from no call, so nothing is sampled."""
-    text = "{{ m.content or m.tool_calls[0].function.name + '()' }}<|im_end|>"
-    text = "{{ tools }}{% for m in messages %}" + text + "{% endfor %}"
-    monkeypatch.setattr(tokenizer, "chat_template", text)
-    trees, report = sample_trees(hesitant, tokenizer, [asking("right", "Rome")])
+def test_a_gold_answer_that_the_template_writes_so_that_it_cannot_be_read_is_dropped(hesitant, tokenizer, monkeypatch):
+    """This template escapes nothing: the quote in the name ends the text."""
+    template = Path(trl.__file__).parent / "chat_templates" / "lfm2_2_5.jinja"
+    monkeypatch.setattr(tokenizer, "chat_template", template.read_text())
+    trees, report = sample_trees(hesitant, tokenizer, [asking("right", "L'Aquila")])
     assert (trees, report.decoded_tokens) == ([], 0)
     assert report.dropped == [{"id": "right:1", "reason": "the gold answer is not exact when it is read back"}]
+
+
+def test_a_template_that_writes_no_calls_is_refused(hesitant, tokenizer, monkeypatch):
+    text = "{{ m.content or m.tool_calls[0].function.name + '()' }}<|im_end|>"
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ tools }}{% for m in messages %}" + text + "{% endfor %}")
+    with pytest.raises(InputError, match="'right', message 1: the chat template drops tool calls"):
+        sample_trees(hesitant, tokenizer, [asking("right", "Rome")])
 
 
 def test_origin_says_how_the_tree_came_about(sampled):
