@@ -177,6 +177,9 @@ def test_loading(tmp_path, tokenizer):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     assert load_model(tmp_path / "m", dtype=torch.bfloat16).dtype == torch.bfloat16
     assert load_tokenizer(tmp_path / "m").chat_template == tokenizer.chat_template
+    assert load_tokenizer(tmp_path / "m", dialect="hermes").tool_dialect == "hermes"
+    with pytest.raises(InputError, match=r"--dialect mistral: the chat template .* writes tool calls as hermes does"):
+        load_tokenizer(tmp_path / "m", dialect="mistral")
     loaded.save_pretrained(tmp_path / "again")  # what is saved is a plain model
     assert TREE_ATTENTION not in (tmp_path / "again" / "config.json").read_text()
 

@@ -9,6 +9,7 @@ import yaml
 from random_trees import random_tree
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ttpa.config import ELSEWHERE
 from ttpa.construct import construct_dialogues
 from ttpa.data.dialogues import write_dialogues
 from ttpa.errors import InputError
@@ -333,3 +334,20 @@ def test_another_model_can_be_the_reference(tmp_path, model_dir, rows, tiny_mode
     tiny_model.save_pretrained(tmp_path / "reference")
     lines, _ = run(tmp_path / "run", model_dir, "--data", rows, "--ref_model", tmp_path / "reference", "--max_steps", 1)
     assert abs(lines[0]["loss"] - math.log(2)) > 1e-4
+
+
+@pytest.mark.parametrize("foreign", ELSEWHERE)
+def test_names_of_other_trainers_lead_to_ours(foreign):
+    with pytest.raises(InputError, match=f"unknown option --{foreign}: .* is --{ELSEWHERE[foreign]} here"):
+        main([f"--{foreign}", "1"])
+
+
+def test_rows_of_one_prompt_are_computed_together(tmp_path, model_dir):
+    sides = [{"prompt": "2 plus 2 is", "chosen": " 4", "rejected": f" {wrong}"} for wrong in (5, 22, 3, 7)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*sides, {**sides[0], "prompt": "4 less 0 is"}])))
+    lines, summary = run(tmp_path / "run", model_dir, "--data", tmp_path / "a.jsonl", "--max_steps", 1)
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    assert report["kept"] == 5 and report["notes"] == ["rows with the same prompt share a tree: 5 rows, 2 trees"]
+    assert summary["pairs"] == 5
+    ends = len(["4.", "5.", "22.", "3.", "7."])  # every answer ends with a token of its own
+    assert lines[0]["num_tokens"] == len("2 plus 2 is ") + len("452237") + ends + len("4 less 0 is ") + len("45") + 2

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -35,6 +35,24 @@ def option(default: Any, help: str, *, choices: Sequence[str] | None = None, pos
     `choices` lists the texts that are allowed, and `positional` lets the value stand without its flag."""
     metadata = {"help": help, "choices": tuple(choices or ()), "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+ELSEWHERE = {
+    "dataset_name": "data",
+    "gradient_accumulation_steps": "batch_size",
+    "gradient_checkpointing": "activation_checkpointing",
+    "max_completion_length": "max_new_tokens",
+    "max_prompt_length": "max_length",
+    "model_name_or_path": "model",
+    "output_dir": "output",
+    "per_device_eval_batch_size": "decode_batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "resume_from_checkpoint": "resume",
+    "save_total_limit": "keep_last",
+    "torch_compile": "compile",
+    "train_batch_size": "batch_size",
+}
+"""What other trainers call an option whose name says something else."""
 
 
 def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> str | None:
@@ -148,7 +166,9 @@ def _options(config_class: Any) -> dict[str, _Option]:
     return {field.name: _Option(field, kinds[field.name]) for field in dataclasses.fields(config_class)}
 
 
-def _hint(name: str, names: Iterable[str], dashes: str = "") -> str:
+def _hint(name: str, names: Collection[str], dashes: str = "") -> str:
+    if ELSEWHERE.get(name) in names:
+        return f": what other trainers call so is {dashes}{ELSEWHERE[name]} here"
     close = nearest(name, names)
     return f": did you mean {dashes}{close}?" if close else "; --help lists all options"
 

@@ -25,6 +25,7 @@ from ttpa_kernels.tree_attention.op import TreeMask, tree_attention, tree_mask
 
 from ttpa.errors import InputError
 from ttpa.tools.dialects import dialect_named
+from ttpa.tools.dialects.detect import use_dialect
 from ttpa.trees.pack import TreeBatch, pack_trees
 from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_completions
 
@@ -51,18 +52,18 @@ def load_model(path: Path | str, *, dtype: torch.dtype, **options: Any) -> PreTr
 
 def load_tokenizer(path: Path | str, *, dialect: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer; `dialect` is a name out of `ttpa.tools.dialects.DIALECTS` in which its calls are read, None for
-    the one that its chat template writes. Raises InputError where there is no such tokenizer or dialect, and where the
-    tokenizer has no chat template."""
+    the one that its chat template writes. Raises InputError where there is no such tokenizer or dialect, where the
+    tokenizer has no chat template, and as `use_dialect` does."""
     if dialect is not None:
-        dialect_named(dialect)
+        dialect_named(dialect)  # before the tokenizer is looked for
     tokenizer = _pretrained(AutoTokenizer, path)
-    tokenizer.tool_dialect = dialect
     if not tokenizer.chat_template:
         raise InputError(
             "the tokenizer has no chat template, so messages and tools cannot become tokens: use the instruct version "
             "of the model, or save its template as chat_template.jinja beside the tokenizer",
             path=path,
         )
+    use_dialect(tokenizer, dialect)
     return tokenizer
 
 

@@ -41,7 +41,7 @@ class ViewConfig:
     file: Path = option(
         MISSING, "trees, TRL preference file, ToolBench answers; stands without --file", positional=True
     )
-    output: Path | None = option(None, "page to write; none: the name of the file with .html, beside it")
+    output: Path | None = option(None, "page to write; none: beside the file, with .html; of a folder, here")
     model: str | None = option(None, "whose tokenizer; none: that of the model that sampled the trees, or the embedded")
     dialect: str | None = option(
         None, "how the model writes calls, such as hermes or mistral; none: told by its template"
@@ -62,7 +62,9 @@ class ViewConfig:
     @property
     def page(self) -> Path:
         """The file that the page is written to."""
-        return self.file.parent / f"{self.file.resolve().stem}.html" if self.output is None else self.output
+        if self.output is not None:
+            return self.output
+        return (Path() if self.file.is_dir() else self.file.parent) / f"{self.file.resolve().stem}.html"
 
 
 def main(argv: Sequence[str]) -> None:

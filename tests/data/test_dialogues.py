@@ -51,7 +51,7 @@ def test_dict_arguments_and_no_source_read_as_well(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(stored))
     (read,), _ = read_dialogues(tmp_path / "a.jsonl")
     assert read.messages[1]["tool_calls"] == [{"name": "weather", "arguments": {"city": "x"}}]
-    assert read.source == {}
+    assert read.source == {"format": "chat", "file": "a.jsonl", "line": 1}
 
 
 @pytest.mark.parametrize(

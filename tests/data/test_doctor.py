@@ -45,6 +45,9 @@ def write(file, rows):
     return file
 
 
+OTHER = [{"role": "user", "content": "Rain there?"}]
+
+
 def found(checkup):
     return [(entry["id"], entry["finding"]) for entry in checkup.findings]
 
@@ -70,7 +73,7 @@ def check_trees(tmp_path, tokenizer, *trees):
 
 
 def test_rows_tokens_and_lengths_are_counted(tmp_path, tokenizer):
-    rows = [{"prompt": "The sky is", "chosen": " blue", "rejected": " green"}] * 3
+    rows = [{"prompt": f"The sky {i}", "chosen": " blue", "rejected": " green"} for i in (10, 11, 12)]
     checkup = check_file(write(tmp_path / "a.jsonl", rows), tokenizer=tokenizer, max_length=None)
     assert (checkup.holds, checkup.errors, checkup.findings) == ("preferences", [], [])
     assert (checkup.report.read, checkup.report.kept, checkup.report.counts) == (3, 3, {"pairs kept": 3})
@@ -129,7 +132,7 @@ def test_calls_that_name_no_tool_and_calls_that_are_no_json(tmp_path, tokenizer)
     gold = calls({"town": "Oslo"})
     rows = [row(gold, calls({}, name="snow"), id="name"), row(gold, calls('{"town": '), id="text")]
     rows.append(row(gold, calls({"town": 5}), id="type"))  # a wrong call is what a rejected side is for
-    rows.append(row(calls({"town": 5}), gold, id="chosen"))
+    rows.append(row(calls({"town": 7}), gold, id="chosen"))
     history = [*ASKED, calls({}, '{"town": ', name="hail"), {"role": "tool", "content": "none"}]
     rows.append(row(gold, calls({}), id="prompt", prompt=history))
     checkup = check_file(write(tmp_path / "a.jsonl", rows), tokenizer=tokenizer, max_length=None)
@@ -160,7 +163,16 @@ def test_tools_that_are_no_json_schema_are_told_and_nothing_is_checked_against_t
     tools = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "dict", "properties": {}}}}]
     rows = [row(calls({"town": "Oslo"}), calls({"town": 1.0}), tools=tools)]
     checkup = check_file(write(tmp_path / "a.jsonl", rows), tokenizer=tokenizer, max_length=None)
-    assert found(checkup) == [("a:1", "tools are no JSON Schema")]
+    assert found(checkup) == [("a:1", "calls cannot be checked against the tools")]
+    assert "'rain': parameters must have the type" in checkup.findings[0]["detail"]
+
+
+def test_pairs_that_come_again_and_pairs_that_come_the_other_way_round(tmp_path, tokenizer):
+    one, two = calls({"town": "Oslo"}), calls({"town": "Rome"})
+    rows = [row(one, two, id="a"), row(one, two, id="b"), row(two, one, id="c"), row(one, two, id="d", prompt=OTHER)]
+    checkup = check_file(write(tmp_path / "a.jsonl", rows), tokenizer=tokenizer, max_length=None)
+    assert found(checkup) == [("b", "pair comes twice"), ("c", "pair comes the other way round as well")]
+    assert [entry["detail"] for entry in checkup.findings] == ["a", "a"]
 
 
 def test_forks_in_a_tool_result_and_elsewhere_where_the_model_does_not_write(tmp_path, tokenizer):

@@ -152,6 +152,60 @@ def test_rows_that_the_template_cannot_write_are_left_out_and_listed(tmp_path, t
     assert len(read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)[0]) == 3
 
 
+def test_errors_of_a_rejected_call_are_found_by_the_chosen_one(tmp_path, tokenizer):
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "rain", "parameters": city}}]
+
+    def call(text="", **arguments):
+        calls = [{"type": "function", "function": {"name": "rain", "arguments": arguments}}] if arguments else []
+        return [{"role": "assistant", "content": text, "tool_calls": calls}]
+
+    sides = {
+        "value": (call(city="Oslo"), call(city="Rome")),
+        "none": (call(city="Oslo"), call("It rains.")),
+        "unwanted": (call("Where?"), call(city="Rome")),
+        "same": (call(city="Oslo"), call("Well. ", city="Oslo")),
+        "texts": (call("Where?"), call("It rains.")),
+        "turns": (call(city="Oslo") + [{"role": "tool", "content": "no"}] + call("No."), call(city="Rome")),
+    }
+    prompt = [{"role": "user", "content": "Rain?"}]
+    rows = [{"id": id, "prompt": prompt, "chosen": a, "rejected": b, "tools": tools} for id, (a, b) in sides.items()]
+    write(tmp_path / "a.jsonl", rows)
+    trees, report = read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)
+    found = {tree.id: ([error["code"] for error in tree.leaves[1].errors], tree.pairs[0].margin) for tree in trees}
+    assert found == {
+        "value": (["value.wrong"], 0.5),
+        "none": (["no_call"], 1.0),
+        "unwanted": (["unwanted_call"], 1.0),
+        "same": ([], 0.0),
+        "texts": ([], 0.0),
+        "turns": ([], 0.0),
+    }
+    assert [tree.leaves[0].score for tree in trees] == [1.0] * 4 + [None] * 2
+    start, end = trees[0].leaves[1].errors[0]["tokens"]
+    assert tokenizer.decode(trees[0].completion_ids(1)[start:end]) == '"Rome"'
+    assert report.counts == {"rejected sides with errors": 3, "rejected sides without errors": 1}
+
+
+def test_errors_are_not_looked_for_where_a_schema_is_none(tmp_path, tokenizer):
+    tools = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "dict"}}}]
+    sides = [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "rain", "arguments": {"city": city}}}],
+        }
+        for city in ("Oslo", "Rome")
+    ]
+    row = {"prompt": [{"role": "user", "content": "x"}], "chosen": [sides[0]], "rejected": [sides[1]], "tools": tools}
+    write(tmp_path / "a.jsonl", [row])
+    (tree,), report = read_data(tmp_path / "a.jsonl", tokenizer=tokenizer, max_length=None)
+    assert tree.leaves[1].score is None and tree.leaves[1].errors == []
+    assert report.notes == [
+        "errors are not looked for in every row: tool 'rain': parameters must have the type \"object\", not 'dict'"
+    ]
+
+
 def test_missing_file(tmp_path, tokenizer):
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         read_data(tmp_path / "none.jsonl", tokenizer=tokenizer, max_length=None)

@@ -232,6 +232,58 @@ def test_text_beside_a_call_that_the_template_leaves_out_is_listed(tokenizer):
     assert render_messages(tokenizer, [USER], sides, tools=[WEATHER]).repairs == []
 
 
+NINE = "{% if id is not defined or id | length != 9 %}{{ raise_exception('length 9!') }}{% endif %}"
+MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+    "{% elif m.role == 'tool' %}{% set id = m.tool_call_id %}@NINE@"
+    "[TOOL_RESULTS] {{ m.content }}, {{ id }}[/TOOL_RESULTS]"
+    "{% elif m.tool_calls %}[TOOL_CALLS] [{% for c in m.tool_calls %}{% set id = c.id %}@NINE@"
+    "{{ (c.function | tojson)[:-1] }}, \"id\": \"{{ id }}\"}{{ ']' + eos_token if loop.last else ', ' }}"
+    "{% endfor %}{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+).replace("@NINE@", NINE)
+
+
+def test_calls_and_results_get_the_ids_that_a_template_fails_without(tokenizer):
+    other = with_template_text(tokenizer, MISTRAL)
+    two = {**call("a"), "tool_calls": [*call("a")["tool_calls"], *call("b")["tool_calls"]]}
+    rendered = render_messages(other, [USER, two, TOOL, TOOL], [[call("c"), TOOL, YES]], tools=[WEATHER])
+    text = other.decode([*rendered.prompt_ids, *rendered.completions[0]])
+    ids = [text[at : at + 9] for at in range(len(text)) if text.startswith("call0000", at)]
+    assert ids == ["call00001", "call00002", "call00001", "call00002", "call00003", "call00003"]
+    assert rendered.repairs == []
+
+
+def test_ids_that_a_template_takes_are_kept_and_others_replaced_and_listed(tokenizer):
+    other = with_template_text(tokenizer, MISTRAL)
+    kept, long = call("a"), call("b")
+    kept["tool_calls"][0]["id"], long["tool_calls"][0]["id"] = "a1B2c3D4e", "call_0123456789"
+    answers = [{**TOOL, "tool_call_id": id} for id in ("call_0123456789", "a1B2c3D4e")]
+    both = {**call("a"), "tool_calls": [*kept["tool_calls"], *long["tool_calls"]]}
+    rendered = render_messages(other, [USER], [[both, *answers, YES]], tools=[WEATHER])
+    text = other.decode(rendered.completions[0])
+    assert text.index('{"city": "a"}, "id": "a1B2c3D4e"') < text.index('{"city": "b"}, "id": "call00002"')
+    assert "2 mm, call00002[/TOOL_RESULTS][TOOL_RESULTS] 2 mm, a1B2c3D4e" in text
+    assert rendered.repairs == [("id of a call replaced by one that the chat template takes", "call_0123456789")]
+    assert both["tool_calls"][1]["id"] == "call_0123456789"
+
+
+@pytest.mark.parametrize("message", [{**YES, "content": "Yes \ud83d"}, call("\ud83d")])
+def test_half_a_character_is_refused(tokenizer, message):
+    with pytest.raises(InputError, match="half a character"):
+        render_messages(tokenizer, [USER], [[message]], tools=[WEATHER])
+    with pytest.raises(InputError, match=r"half a character .*behind 'aYes '"):
+        render_texts(tokenizer, "a", ["b", "Yes \ud83d"])
+
+
+def test_reasoning_that_the_template_leaves_out_is_listed(tokenizer):
+    says = {"role": "assistant", "content": "It rains.", "reasoning_content": "Look at the sky."}
+    rendered = render_messages(tokenizer, [USER], [[says]], tools=[])
+    assert rendered.repairs == [("reasoning left out by the chat template", "'Look at the sky.'")]
+    other = with_template(tokenizer, "qwen3")
+    rendered = render_messages(other, [USER], [[says]], tools=[])
+    assert rendered.repairs == [] and "Look at the sky." in other.decode(rendered.completions[0])
+
+
 def test_no_chat_template(tokenizer):
     with pytest.raises(InputError, match="need a tokenizer with a chat template"):
         render_messages(with_template_text(tokenizer, None), [USER], [[YES]], tools=[])

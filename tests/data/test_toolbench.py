@@ -59,7 +59,12 @@ def test_the_branch_that_led_to_the_answer_over_its_sibling(tmp_path, tokenizer)
         'The name was wrong.\n<tool_call>\n{"name": "rain", "arguments": {"town": "Oslo"}}\n</tool_call><|im_end|>\n'
     )
     assert tree.leaves[1].calls == [{"name": "rain", "arguments": {"town": "Osloo"}}]
-    assert report.counts == {"files won": 1, "pairs": 1, "pairs: thought and call over call": 1}
+    assert report.counts == {
+        "files won": 1,
+        "pairs": 1,
+        "pairs: thought and call over call": 1,
+        "rejected sides with errors": 1,
+    }
 
 
 def test_the_history_holds_calls_and_observations_of_the_way(tmp_path, tokenizer):

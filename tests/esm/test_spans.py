@@ -157,6 +157,13 @@ def test_every_value_of_a_completion_decodes_to_what_was_written(merged, dialect
                 assert json.dumps(read) == json.dumps(field.value) == json.dumps(value)
 
 
+@pytest.mark.parametrize("end", ["", "<|im_end|>", "<|im_end|>\n"])
+def test_a_special_token_that_closes_a_call_is_a_part_of_it_at_the_end_too(merged, end):
+    text = "<|tool_call_start|>[weather(city='Oslo')]<|tool_call_end|>"
+    turn, _ = read_completion(speaking(merged, "pythonic"), ids_of(merged, text + end), TOOLS)
+    assert turn.text == text and turn.errors == []
+
+
 @EVERY_DIALECT
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())

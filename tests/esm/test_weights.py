@@ -192,3 +192,21 @@ def test_key_tokens_that_the_model_did_not_write_weigh_nothing(tokenizer):
     tree = tree_of(tokenizer, "What?<|im_end|>", trained=0)
     for weights in key_token_weights(tree, tree.pairs[0], tokenizer):
         assert weights == [0.0] * len(weights)
+
+
+@pytest.mark.parametrize("said", [("Sure. ", "I look it up. "), ("", "Sure. "), ("Sure. ", "")])
+def test_what_is_said_before_a_call_is_not_what_is_wrong_with_it(tokenizer, said):
+    ours, theirs = said
+    wrong = {"name": "weather", "arguments": {"city": "Rome", "days": 3}}
+    gold = [f"{ours}{text_of(GOLD)}", f"{theirs}{text_of(wrong)}"]
+    completions = []
+    for text in gold:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        score = score_tokens(tokenizer, ids, [GOLD], TOOLS)
+        completions.append(Completion(ids, Leaf(-1, "given", errors=[e.to_leaf() for e in score.errors])))
+    nodes, leaves = merge_completions(completions)
+    tree = PreferenceTree("t", [1], nodes, leaves, [Pair(0, 1)], tools=TOOLS)
+    chosen, rejected = pair_weights(tree, tree.pairs[0], tokenizer, WeightOptions(HEAVY, LIGHT))
+    assert marked(tokenizer, tree, 0, chosen)[0] == ['"Oslo"']
+    # where one of them calls at once, that is what they differ in
+    assert marked(tokenizer, tree, 1, rejected)[0] == (['"'] if all(said) else [theirs[:1] or "<tool_call>"])

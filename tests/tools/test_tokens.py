@@ -106,6 +106,13 @@ def test_completion_text_ends_before_the_end_of_turn(tokenizer):
     assert completion_text(tokenizer, ids[:3])[0] == text and completion_text(tokenizer, [])[0] == ""
 
 
+def test_completion_text_ends_before_the_space_behind_the_end_of_turn_and_keeps_other_space(tokenizer):
+    ids = tokenizer("ab\n<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    text, spans = completion_text(tokenizer, ids)
+    assert text == "ab\n" and tokens_of((len(text), len(text)), spans) == (3, 4)
+    assert completion_text(tokenizer, ids[:3])[0] == "ab\n", "no turn ends there"
+
+
 def test_tokens_of():
     spans = [(0, 2), (2, 3), (2, 3), (3, 3), (3, 6)]
     assert tokens_of((0, 6), spans) == (0, 5)

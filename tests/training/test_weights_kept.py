@@ -85,6 +85,26 @@ def test_the_right_side_weighs_where_the_wrong_one_erred(speaking):
 
 
 @EVERY_DIALECT
+@pytest.mark.parametrize(
+    ("wrong", "behind"),
+    [
+        ({"name": "weather_now", "arguments": {"city": "Oslo", "days": 3, "unit": "C"}}, "weather"),
+        ({"name": "weather", "arguments": {"city": "Oslo, Norway", "days": 3, "unit": "C"}}, "Oslo"),
+        ({"name": "weather", "arguments": {"city": "Oslo", "days": 30, "unit": "C"}}, "3"),
+    ],
+)
+def test_where_the_wrong_one_goes_on_the_right_side_weighs_behind_what_it_should_be(
+    speaking, wrong, behind, monkeypatch
+):
+    monkeypatch.setitem(WRONG, "longer", [wrong])
+    tree = tree_of(speaking, "longer")
+    ids, weights = tree.completion_ids(0), pair_weights(tree, tree.pairs[0], speaking, OPTIONS)[0]
+    fork = weights.index(HEAVY)
+    assert weights == [1.0] * fork + [HEAVY] + [LIGHT] * (len(ids) - fork - 1)
+    assert speaking.decode(ids[:fork]).endswith(behind)
+
+
+@EVERY_DIALECT
 def test_the_wrong_side_weighs_at_its_fork(speaking):
     tree = tree_of(speaking, *WRONG)
     for pair in tree.pairs:

@@ -84,7 +84,11 @@ def drop(*path):
         (set_at("leaves", 0, "node", 99), r"leaves\[0\].node must be an index"),
         (set_at("leaves", 0, "kind", "best"), r"leaves\[0\].kind is 'best'"),
         (set_at("leaves", 0, "score", "high"), r"leaves\[0\].score must be"),
-        (set_at("leaves", 0, "errors", [{"tokens": [0, 999]}]), r"leaves\[0\].errors\[0\].tokens must be"),
+        (set_at("leaves", 0, "errors", [{"code": "a"}]), r"leaves\[0\].errors\[0\] must have code and pointer"),
+        (
+            set_at("leaves", 0, "errors", [{"code": "a", "call": 0, "pointer": "", "tokens": [0, 999]}]),
+            r"leaves\[0\].errors\[0\].tokens must be",
+        ),
         (set_at("pairs", 0, "chosen", 99), r"pairs\[0\].chosen must be an index"),
         (set_at("pairs", 0, "rejected", -1), r"pairs\[0\].rejected must be an index"),
         (set_at("pairs", 0, "rejected", 0), r"pairs\[0\] has equal sides"),

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ttpa.data.messages import Message, calls_of
+from ttpa.data.messages import Message, calls_of, functions_of
 from ttpa.data.render import Rendered, Unwritable, render_messages, render_texts
 from ttpa.data.report import DataReport
 from ttpa.errors import InputError
+from ttpa.esm.score import score_tokens
+from ttpa.tools.call import call_from_message
+from ttpa.tools.dialects.detect import find_dialect
 from ttpa.trees.record import Completion, Leaf, Pair, PreferenceTree, merge_completions
 
 OnOverlength = Literal["error", "drop"]
@@ -53,7 +56,9 @@ class Example:
 def build_tree(example: Example, *, tokenizer: Any, limits: Limits, report: DataReport) -> PreferenceTree | None:
     """The tree of an example, its sides split at the first token in which they differ; rejected completions equal to
     the chosen one, messages that the chat template cannot write, and trees over the limit are listed in the report, and
-    None is returned when nothing is left. Raises InputError for what the tokenizer and its chat template refuse."""
+    None is returned when nothing is left. Where the sides are single turns with calls, leaves get the scores and errors
+    of the strict ESM, the chosen side being gold. Raises InputError for what the tokenizer and its chat template
+    refuse."""
     sides = [example.chosen, *example.rejected]
     rendered: Rendered
     if isinstance(example.prompt, str):
@@ -91,4 +96,29 @@ def build_tree(example: Example, *, tokenizer: Any, limits: Limits, report: Data
         messages=[] if isinstance(example.prompt, str) else example.prompt,
         origin=example.origin,
     )
-    return tree if limits.keep(tree, example.where, report) else None
+    if not limits.keep(tree, example.where, report):
+        return None
+    _find_errors(tree, sides, tokenizer, report)
+    return tree
+
+
+def _find_errors(tree: PreferenceTree, sides: list[Any], tokenizer: Any, report: DataReport) -> None:
+    """Score the rejected sides with the chosen one as gold, where all are single turns of which one makes calls, and
+    the chosen one is exact when it is read back. Without that nothing is known of where a side goes wrong."""
+    turns = [side[0] for side in sides if not isinstance(side, str) and len(side) == 1]
+    if len(turns) < len(sides) or not any(map(functions_of, turns)) or find_dialect(tokenizer) is None:
+        return
+    try:
+        gold = [call_from_message(function) for function in functions_of(turns[0])]
+        if score_tokens(tokenizer, tree.completion_ids(0), gold, tree.tools).errors:
+            report.count("chosen sides that are not exact when they are read back")
+            return
+        scores = [score_tokens(tokenizer, tree.completion_ids(i), gold, tree.tools) for i in range(len(tree.leaves))]
+    except InputError as error:
+        report.note(f"errors are not looked for in every row: {error}")
+        return
+    for leaf, score in zip(tree.leaves, scores, strict=True):
+        leaf.score, leaf.errors = score.score, [found.to_leaf() for found in score.errors]
+    for pair in tree.pairs:
+        pair.margin = scores[pair.chosen].score - scores[pair.rejected].score
+        report.count("rejected sides with errors" if scores[pair.rejected].errors else "rejected sides without errors")

@@ -15,7 +15,7 @@ from ttpa.data.benchmark import read_benchmark
 from ttpa.data.build import Limits
 from ttpa.data.decisions import Decision, check_template, decisions
 from ttpa.data.dialogues import Dialogue
-from ttpa.data.findings import Calls, Finding, call_findings, fork_findings, tree_findings
+from ttpa.data.findings import Calls, Finding, call_findings, fork_findings, repeated_pairs, tree_findings
 from ttpa.data.formats.bfcl import BFCL
 from ttpa.data.formats.format import Place, RowFormat
 from ttpa.data.messages import calls_of
@@ -129,10 +129,12 @@ def _check_trees(checkup: Checkup, path: Path, tokenizer: Any, max_length: int |
     if not pairs and not checkup.errors:
         checkup.errors.append(f"{path}: no pair is left, and there is nothing to train on")
     read_text = _reads_calls(tokenizer, report)
+    pairs_seen: dict[Any, str] = {}
     for tree in _shown(trees, path):
         class_N, where = tree_classes(tree, tokenizer), _where(tree.origin, path)
         checkup.tokens.update(class_counts(class_N))
         checkup.find(tree.id, where, tree_findings(tree, tokenizer, read_text=read_text))
+        checkup.find(tree.id, where, repeated_pairs(tree, pairs_seen))
         checkup.find(tree.id, where, fork_findings(tree, class_N))
 
 

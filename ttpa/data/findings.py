@@ -43,13 +43,14 @@ class Calls:
         return calls
 
 
-def usable_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tools if all their parameters are JSON Schema, else none: data made for other trainers holds other types."""
+def usable_tools(tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """The tools and "" if calls can be checked against them, else none and why not: data made for other trainers holds
+    types that are no JSON Schema, and the same tool twice."""
     try:
         functions(tools)
-    except InputError:
-        return []
-    return tools
+    except InputError as error:
+        return [], str(error)
+    return tools, ""
 
 
 def call_findings(side: str, calls: Calls, tools: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -57,7 +58,7 @@ def call_findings(side: str, calls: Calls, tools: list[dict[str, Any]]) -> Itera
     one) and, but for rejected calls, arguments that break their tool's JSON Schema. Raises InputError for a tool
     without a name and for a schema that refers to something outside of it."""
     yield from ((f"{side} call is not valid JSON", detail) for detail in calls.unreadable)
-    offered, schemas = tool_names(tools), {} if side == "rejected" else functions(usable_tools(tools))
+    offered, schemas = tool_names(tools), {} if side == "rejected" else functions(usable_tools(tools)[0])
     for call in calls.records:
         if offered and call["name"] not in offered:
             yield f"{side} call names no tool of the list", call["name"]
@@ -70,9 +71,9 @@ def tree_findings(tree: PreferenceTree, tokenizer: Any, *, read_text: bool) -> I
     """What is odd about the calls of a tree, in its prompt and on the sides of its pairs. `read_text` says whether the
     calls of an answer without records are read from its text. Raises InputError as `call_findings`, and for malformed
     messages."""
-    usable = usable_tools(tree.tools)
-    if tree.tools and not usable:
-        yield "tools are no JSON Schema", "arguments are not checked against it"
+    usable, problem = usable_tools(tree.tools)
+    if problem:
+        yield "calls cannot be checked against the tools", problem
     history = checked_messages(tree.messages, "messages") if tree.messages else []
     yield from call_findings("prompt", Calls.of(calls_of(history)), tree.tools)
     chosen, rejected = {pair.chosen for pair in tree.pairs}, {pair.rejected for pair in tree.pairs}
@@ -83,6 +84,20 @@ def tree_findings(tree: PreferenceTree, tokenizer: Any, *, read_text: bool) -> I
         yield from _same_calls(calls[pair.chosen], calls[pair.rejected], usable)
         if tokenizer.decode(tree.completion_ids(pair.chosen)) == tokenizer.decode(tree.completion_ids(pair.rejected)):
             yield "both sides read the same, in other tokens", _leaves(pair)
+
+
+def repeated_pairs(tree: PreferenceTree, seen: dict[Any, str]) -> Iterator[Finding]:
+    """Pairs that an earlier tree has as well, the same way round or the other; `seen` holds the pairs so far with the
+    id of their tree, and gets these."""
+    prompt = tuple(tree.prompt_ids)
+    for pair in tree.pairs:
+        sides = tuple(tree.completion_ids(pair.chosen)), tuple(tree.completion_ids(pair.rejected))
+        as_it_is, turned = (prompt, *sides), (prompt, *sides[::-1])
+        if turned in seen:
+            yield "pair comes the other way round as well", seen[turned]
+        elif as_it_is in seen:
+            yield "pair comes twice", seen[as_it_is]
+        seen.setdefault(as_it_is, tree.id)
 
 
 def fork_findings(tree: PreferenceTree, class_N: np.ndarray) -> Iterator[Finding]:
@@ -131,7 +146,8 @@ def _same_calls(chosen: Calls, rejected: Calls, tools: list[dict[str, Any]]) -> 
 
 def _leaf_calls(tree: PreferenceTree, leaf: int, tokenizer: Any, read_text: bool) -> Calls:
     calls = Calls.of(tree.leaves[leaf].calls)
-    codes = [str(error["code"]) for error in tree.leaves[leaf].errors if error.get("code") == "format.unparseable"]
+    codes = [str(error["code"]) for error in tree.leaves[leaf].errors if error["code"] == "format.unparseable"]
+    codes = [] if calls.unreadable else codes  # the error is then that of the record
     if calls.records or calls.unreadable or codes or not read_text or not all(tree.trained(leaf)):
         return Calls(calls.records, calls.unreadable + codes)
     turn, _ = read_completion(tokenizer, tree.completion_ids(leaf), tree.tools)

@@ -102,6 +102,28 @@ def with_dict_arguments(messages: Iterable[Message]) -> tuple[list[Message], lis
     return changed, repairs
 
 
+def without_null_arguments(messages: Iterable[Message]) -> tuple[list[Message], list[tuple[str, str]]]:
+    """Checked messages without the nulls that Arrow puts into the arguments of calls, and the (repair, detail) of every
+    call that had some."""
+    changed, repairs = [], []
+    for message in messages:
+        calls = []
+        for call, function in zip(message.get("tool_calls", []), functions_of(message), strict=True):
+            arguments = without_nulls(function.get("arguments"))
+            if arguments != function.get("arguments"):
+                repairs.append(("null arguments left out", function["name"]))
+            calls.append(_with_arguments(call, arguments))
+        changed.append({**message, "tool_calls": calls} if calls else message)
+    return changed, repairs
+
+
+def without_nulls(value: Any) -> Any:
+    """A JSON value in which no object, at any depth, has a key whose value is null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
 def with_text_arguments(messages: Iterable[Message]) -> list[Message]:
     """Messages with the arguments of their calls as JSON text, as the OpenAI format has them on disk."""
     changed = []

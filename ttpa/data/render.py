@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +13,11 @@ from ttpa.data.messages import Message, functions_of
 from ttpa.errors import InputError
 from ttpa.tools.dialects.detect import CallStyle, call_style
 from ttpa.tools.json_scan import Span
+
+_ID = re.compile("[0-9A-Za-z]{9}")
+
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Unwritable(InputError):
@@ -39,8 +45,8 @@ def render_texts(tokenizer: Any, prompt: str, completions: Sequence[str]) -> Ren
     if eos is None:
         raise InputError("the tokenizer has no end-of-text token (eos_token)")
     ended = [text if text.endswith(eos) else text + eos for text in completions]
-    sequences = [list(tokenizer(prompt + text, verbose=False)["input_ids"]) for text in ended]
-    return _split(list(tokenizer(prompt, verbose=False)["input_ids"]), sequences, [None] * len(sequences))
+    sequences = [list(_encoded(tokenizer, prompt + text)["input_ids"]) for text in ended]
+    return _split(list(_encoded(tokenizer, prompt)["input_ids"]), sequences, [None] * len(sequences))
 
 
 def render_messages(
@@ -61,18 +67,20 @@ def render_messages(
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("messages need a tokenizer with a chat template, and this one has none")
-    (prompt, repairs), *fed = (template_messages(tokenizer, part) for part in (prompt, *completions))
+    fed = [template_messages(tokenizer, completion, before=prompt) for completion in completions]
+    prompt, repairs = template_messages(tokenizer, prompt)
     completions = [completion for completion, _ in fed]
     repairs = list(dict.fromkeys([*repairs, *(repair for _, found in fed for repair in found)]))
     render = partial(_render, tokenizer, tools, template_kwargs or {})
-    prompt_ids = tokenizer(render(prompt, True), add_special_tokens=False, verbose=False)["input_ids"]
+    prompt_ids = _encoded(tokenizer, render(prompt, True), add_special_tokens=False)["input_ids"]
     sequences: list[list[int]] = []
     masks: list[list[int] | None] = []
     for completion in completions:
         text = render(prompt + completion, False)
+        repairs += _lost_reasoning(completion, text)
         several = [message["role"] for message in completion] != ["assistant"]
         try:
-            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=several, verbose=False)
+            encoded = _encoded(tokenizer, text, add_special_tokens=False, return_offsets_mapping=several)
         except NotImplementedError:
             raise InputError("completions of several messages need a fast tokenizer (tokenizer.json)") from None
         sequences.append(list(encoded["input_ids"]))
@@ -83,14 +91,28 @@ def render_messages(
     return replace(_split(list(prompt_ids), sequences, masks), repairs=repairs)
 
 
-def template_messages(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message], list[tuple[str, str]]]:
-    """Checked messages as the tokenizer's chat template needs them, the arguments of calls as objects or as JSON text,
-    and the (repair, detail) of text beside calls that the template leaves out. Raises InputError for a template that
-    would lose all calls without a word, and Unwritable for messages that this one would change: more than one call,
-    arguments that are no JSON object."""
-    if not any(functions_of(message) for message in messages):
+def _lost_reasoning(completion: Sequence[Message], text: str) -> list[tuple[str, str]]:
+    """The (repair, detail) of reasoning in a completion that is not in the rendered text."""
+    thoughts = [m[key] for m in completion for key in REASONING_KEYS if isinstance(m.get(key), str) and m[key].strip()]
+    lost = [thought for thought in thoughts if thought.strip() not in text]
+    return [("reasoning left out by the chat template", f"{thought!r:.80}") for thought in lost]
+
+
+def template_messages(
+    tokenizer: Any, messages: Sequence[Message], *, before: Sequence[Message] = ()
+) -> tuple[list[Message], list[tuple[str, str]]]:
+    """Checked messages as the tokenizer's chat template needs them behind those `before`: the arguments of calls as
+    objects or as JSON text, ids of nine characters where it fails without; and the (repair, detail) of ids replaced and
+    of text beside calls that the template leaves out. Raises InputError for a template that would lose all calls
+    without a word, and Unwritable for messages that this one would change: more than one call, arguments that are no
+    JSON object."""
+    if not any(functions_of(message) for message in [*before, *messages]):
         return list(messages), []
-    style, repairs = call_style(tokenizer), []
+    style = call_style(tokenizer)
+    repairs: list[tuple[str, str]] = []
+    if style.ids:
+        messages, repairs = _with_ids([*before, *messages])
+        messages = messages[len(before) :]
     for message in messages:
         if functions_of(message):
             _check_calls(functions_of(message), style)
@@ -115,6 +137,35 @@ def _check_calls(functions: list[dict[str, Any]], style: CallStyle) -> None:
             )
 
 
+def _with_ids(messages: Sequence[Message]) -> tuple[list[Message], list[tuple[str, str]]]:
+    """Messages whose calls have ids of nine letters and digits, and tool results the ids of their calls; a result
+    without one answers the first call that is not answered yet."""
+    changed, repairs = [], []
+    new_ids: dict[str, str] = {}
+    waiting: list[str] = []
+    number = 0
+    for message in messages:
+        if functions_of(message):
+            calls, waiting = [], []
+            for call in message["tool_calls"]:
+                number += 1
+                old = None if call.get("id") is None else str(call["id"])
+                new = old if old and _ID.fullmatch(old) else f"call{number:05}"
+                if old is not None:
+                    new_ids[old] = new
+                    if old != new:
+                        repairs.append(("id of a call replaced by one that the chat template takes", old))
+                waiting.append(new)
+                calls.append({**call, "id": new})
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool":
+            new = new_ids.get(str(message.get("tool_call_id"))) or (waiting or [f"call{number:05}"])[0]
+            waiting = [other for other in waiting if other != new]
+            message = {**message, "tool_call_id": new}
+        changed.append(message)
+    return changed, repairs
+
+
 def _with_text_arguments(message: Message) -> Message:
     calls = []
     for call, function in zip(message.get("tool_calls") or [], functions_of(message), strict=True):
@@ -136,6 +187,15 @@ def _render(
         roles = ", ".join(message["role"] for message in messages)
         problem = f"{type(error).__name__}: {error}"
         raise InputError(f"the chat template refuses the messages ({roles}): {problem}") from error
+
+
+def _encoded(tokenizer: Any, text: str, **options: Any) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = f"{text[max(0, error.start - 40) : error.start]!r}"
+        raise InputError(f"the text holds half a character (a lone surrogate), behind {before}: remove it") from None
+    return tokenizer(text, verbose=False, **options)
 
 
 def _written(

@@ -23,6 +23,8 @@ def iterate_rows(path: Path, *, on_error: OnError | None = None) -> Iterator[tup
         return read_json_values(path)
     if path.suffix == ".parquet":
         return _parquet_rows(path)
+    if not path.exists():
+        raise InputError("no such file", path=path)
     kind = f"{path.suffix} files are" if path.suffix else "a file without a suffix is"
     raise InputError(f"{kind} not read; the data must be {', '.join(LINES)}, .json, .parquet", path=path)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from ttpa.data.messages import without_nulls
 from ttpa.data.type_words import read_type_words
 from ttpa.errors import InputError
 
@@ -18,6 +19,7 @@ BARE_WORDS = "bare words read as schemas of that type"
 FLAT = "flat parameters put into an object schema"
 REQUIRED = "required moved to where JSON Schema has it"
 NULLS = "null keywords of a schema left out"
+ARROW = "nulls that Arrow put into tools left out"
 ITEMS = "a list of items read as prefixItems"
 
 _ONE = ("items", "additionalProperties", "not", "contains")
@@ -26,19 +28,22 @@ _SEVERAL = ("anyOf", "allOf", "oneOf", "prefixItems")
 _MAY_BE_NULL = ("default", "const", "example")
 
 
-def read_tools(value: Any) -> tuple[list[dict[str, Any]], list[Repair]]:
+def read_tools(value: Any, *, arrow: bool = False) -> tuple[list[dict[str, Any]], list[Repair]]:
     """OpenAI tools from a list of OpenAI tools or bare functions, from one of them, or from their JSON texts, and the
     (repair, detail) of everything that was changed, one of a kind: type words become types; parameters that are a flat
     map of names become an object schema, in which all are required that neither their words nor a default call
     optional; `required` beside the parameters or inside a property moves to its object. What is right already stays as
-    it is. Whether the schemas are valid in the end is for `ttpa.tools.schema.functions` to say. Raises InputError for
+    it is. With `arrow` nulls that are not in a text go first: Arrow gives every object of a column the keys of all
+    others. Whether the schemas are valid in the end is for `ttpa.tools.schema.functions` to say. Raises InputError for
     text that is no JSON and for what is no tool."""
+    found: dict[str, list[str]] = {}
+    if arrow and value != (value := without_nulls(value)):
+        found[ARROW] = [""]
     value = _from_text(value)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list | None):
         raise InputError(f"tools must be a list or its JSON text, not {type(value).__name__}")
-    found: dict[str, list[str]] = {}
     try:
         tools = [
             _tool(_from_text(tool), lambda kind, detail: found.setdefault(kind, []).append(detail))

@@ -11,7 +11,7 @@ from ttpa.errors import InputError
 from ttpa.esm.differences import Difference
 from ttpa.esm.errors import PENALTY, Error, Score, share
 from ttpa.esm.matching import best_assignment
-from ttpa.esm.places import difference_span
+from ttpa.esm.places import difference_span, name_place
 from ttpa.tools.json_scan import pointer
 from ttpa.tools.turn import ParsedCall, ParsedTurn
 
@@ -111,7 +111,7 @@ def _call_errors(
     if call.name != name:
         code = "tool.wrong" if call.name in functions else "tool.unknown"
         kind = "simple_function_checker:wrong_func_name"
-        yield Error(code, call.index, expected=name, got=call.name, span=call.name_span, error_type=kind)
+        yield Error(code, call.index, expected=name, got=call.name, span=name_place(call), error_type=kind)
         return
     for key in required:
         if key not in given:

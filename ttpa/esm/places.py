@@ -25,6 +25,11 @@ def difference_span(text: str, call: ParsedCall, difference: Difference) -> Span
     return part.value_span if whole is None else whole
 
 
+def name_place(call: ParsedCall) -> Span | None:
+    """Where the name of a call stands: of one that was read without positions, the whole call."""
+    return call.name_span or call.span
+
+
 def member_span(text: str, field: Field) -> Span | None:
     """The span of a parameter with its key, and its comma or tags; None for an item of an array."""
     if field.element_span is not None or field.key_span is None:

@@ -42,7 +42,7 @@ def score_call(
     presets, dialects, tools and records that are no such thing.
     """
     if isinstance(output, str):
-        return _score_turn(dialect_named(dialect).parse(output, tools), gold, tools, preset)
+        return _score_turn(dialect_named(dialect).read(output, tools), gold, tools, preset)
     score = _score_turn(_as_turn(_calls(output)), gold, tools, preset)
     return replace(score, errors=[replace(error, span=None) for error in score.errors])
 
@@ -54,7 +54,7 @@ def score_tokens(
 
     The dialect is that of the tokenizer (`ttpa.tools.dialects.detect.dialect_of`). The ids may end with the end-of-turn
     token: it is the place of a call that is missing. Where the completion was cut off, an error at its end has an empty
-    range. Raises InputError for a tokenizer that `token_spans` cannot read.
+    range. Raises InputError as `read_completion` does.
     """
     turn, spans = read_completion(tokenizer, ids, tools)
     score = _score_turn(turn, gold, tools, preset)
@@ -82,6 +82,10 @@ def _scorer(preset: str) -> Callable[[ParsedTurn, Calls, Sequence[dict[str, Any]
 
 
 def _calls(records: Calls) -> list[Call]:
+    if not isinstance(records, list | tuple):
+        raise InputError(
+            f"calls must come as a list of Call or of records with name and arguments, not {records!r:.80}"
+        )
     return [record if isinstance(record, Call) else call_from_message(record) for record in records]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ttpa.esm.differences import Difference, all_differences, schema_differences
 from ttpa.esm.errors import PENALTY, Error, Score, share
 from ttpa.esm.matching import best_assignment
-from ttpa.esm.places import difference_span, with_comma
+from ttpa.esm.places import difference_span, name_place, with_comma
 from ttpa.tools.call import Call, normal_json
 from ttpa.tools.json_scan import Span, pointer
 from ttpa.tools.turn import ParsedCall, ParsedTurn
@@ -123,7 +123,7 @@ class _Table:
         call, tool_error = self.turn.calls[i], self.tool_error(i, j)
         found = list(self.format_errors[i])
         if tool_error:
-            found.append(Error(tool_error, i, expected=self.gold[j].name, got=call.name, span=call.name_span))
+            found.append(Error(tool_error, i, expected=self.gold[j].name, got=call.name, span=name_place(call)))
         for d in self.differences[i][j]:
             span = difference_span(self.turn.text, call, d)
             found.append(Error(d.code, i, pointer(d.path), d.expected, d.got, span))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttpa.errors import InputError
-from ttpa.esm.places import member_span
+from ttpa.esm.places import member_span, name_place
 from ttpa.esm.strict import match
 from ttpa.tools.call import Call
 from ttpa.tools.completion import read_completion
@@ -19,6 +19,7 @@ from ttpa.tools.turn import ParsedCall, ParsedTurn
 from ttpa.trees.record import Pair, PreferenceTree
 
 MOST_KEY_WEIGHT = 9.0
+Side = tuple[ParsedTurn, list[Span]]
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ def pair_weights(
 ) -> tuple[list[float], list[float]]:
     """Weights of the completion tokens of the chosen and of the rejected leaf of a pair.
 
-    Tokens before the first one in which the two differ weigh 1, so they cancel in the margin. That first token weighs
-    `options.error` on the rejected side, and so do, on the chosen side, the tokens of what the errors name:
-    the value at the same pointer, the parameter or the call that is missing, the tool's name; for an error that names
-    nothing there (a surplus parameter or call, broken text), the first token that differs. All other tokens weigh
-    `options.follow`. If the rejected leaf has no errors on record, all weights are 1. Tokens that the model did not
-    write weigh 0. Raises InputError for a tokenizer that `token_spans` cannot read.
+    Tokens before the fork, the first one in which the two differ, weigh 1, so they cancel in the margin. On the
+    rejected side the fork weighs `options.error`, or, where both sides say different things before they call, the first
+    token of an error in a call. So do, on the chosen side, the tokens of what the errors name: the value at the same
+    pointer, the parameter or the call that is missing, the tool's name. The fork stands for an error that names nothing
+    there (a surplus parameter or call, broken text), and for the end of a name or value where the wrong one goes on.
+    All other tokens weigh `options.follow`. If the rejected leaf has no errors on record, all weights are 1. Tokens
+    that the model did not write weigh 0. Raises InputError as `read_completion` does.
     """
     chosen, rejected = tree.completion_ids(pair.chosen), tree.completion_ids(pair.rejected)
     errors = tree.leaves[pair.rejected].errors
@@ -54,8 +56,10 @@ def pair_weights(
         fork = _shared(chosen, rejected)
         # Behind its first wrong token the rejected side is often right given that token ("_event" after "create"):
         # pushing those tokens down unlearns them where they belong.
-        wrong = [(fork, fork + 1)]
-        right = list(_counterparts(tree, chosen, rejected, errors, fork, tokenizer))
+        sides = [read_completion(tokenizer, ids, tree.tools) for ids in (chosen, rejected)]
+        first = _first_wrong(sides, errors, fork)
+        wrong = [(first, first + 1)]
+        right = list(_counterparts(sides, functions(tree.tools), errors, fork))
         for weights, ranges in ((chosen_weights, right), (rejected_weights, wrong)):
             weights[fork:] = [options.follow] * (len(weights) - fork)
             for start, end in ranges:
@@ -71,7 +75,8 @@ def key_token_weights(tree: PreferenceTree, pair: Pair, tokenizer: Any) -> tuple
     another tool with which it has a beginning in common. Behind the fork of the pair each of k key tokens weighs
     min(o/k, 9), if that is more than 1, where o counts the completion's other tokens; all others weigh 1, and so does
     what both sides share. Source: TL-Training (arXiv 2412.15495), published code; there all tokens of a gold call have
-    these weights, divided by their sum.
+    these weights, divided by their sum. Calls that are read without positions have no key tokens. Raises InputError as
+    `read_completion` does.
     """
     sides = [tree.completion_ids(leaf) for leaf in (pair.chosen, pair.rejected)]
     fork, names = _shared(*sides), list(functions(tree.tools))
@@ -107,18 +112,30 @@ def _key_tokens(turn: ParsedTurn, spans: Sequence[Span], names: list[str]) -> se
     return {tokens_of((place, place + 1), spans)[0] for place in places}
 
 
+def _first_wrong(sides: Sequence[Side], errors: list[dict[str, Any]], fork: int) -> int:
+    """The token at which the rejected side goes wrong."""
+
+    def place(side: Side, token: int) -> int:
+        turn, spans = side
+        return spans[token][0] if token < len(spans) else len(turn.text)
+
+    def in_call(side: Side, token: int) -> bool:
+        at = place(side, token)
+        return any(call.span is not None and call.span[0] <= at < call.span[1] for call in side[0].calls)
+
+    if any(in_call(side, fork) or place(side, fork) >= len(side[0].text) for side in sides):
+        return fork
+    starts = [error["tokens"][0] for error in errors if error["tokens"]]
+    return min((start for start in starts if start >= fork and in_call(sides[1], start)), default=fork)
+
+
 def _counterparts(
-    tree: PreferenceTree,
-    chosen: list[int],
-    rejected: list[int],
-    errors: list[dict[str, Any]],
-    fork: int,
-    tokenizer: Any,
+    sides: Sequence[Side], functions: dict[str, dict[str, Any]], errors: list[dict[str, Any]], fork: int
 ) -> Iterator[tuple[int, int]]:
     """Token ranges of the chosen side that stand for the errors of the rejected side."""
-    turn, spans = read_completion(tokenizer, chosen, tree.tools)
+    (turn, spans), (rejected, _) = sides
     wanted = [Call(call.name or "", call.arguments or {}) for call in turn.calls]
-    partner = dict(match(read_completion(tokenizer, rejected, tree.tools)[0], wanted, functions(tree.tools)))
+    partner = dict(match(rejected, wanted, functions))
     unmatched = [call for call in turn.calls if call.index not in partner.values()]
     for error in errors:
         code, call = error["code"], turn.calls[partner[error["call"]]] if error["call"] in partner else None
@@ -126,11 +143,12 @@ def _counterparts(
         if code in ("no_call", "call.missing"):
             found = [missing.span for missing in unmatched]
         elif call is not None and code.startswith("tool."):
-            found = [call.name_span or call.span]
+            found = [name_place(call)]
         elif call is not None:
             found = [_field_span(turn, call, code, error["pointer"])]
         ranges = [tokens_of(span, spans) for span in found if span is not None]
-        yield from ranges or [(fork, fork + 1)]
+        # what the wrong one goes on from ("3" of "30") parts from it at the token behind its end
+        yield from ((start, end + (end == fork)) for start, end in ranges or [(fork, fork + 1)])
 
 
 def _field_span(turn: ParsedTurn, call: ParsedCall, code: str, pointer: str) -> Span | None:

@@ -18,4 +18,4 @@ def read_completion(
     characters of each token (`completion_text`); raises InputError as `dialect_of` and `token_spans` do."""
     dialect = dialect_of(tokenizer)
     text, spans = completion_text(tokenizer, ids, marks=dialect.marks)
-    return dialect.parse(text, tools), spans
+    return dialect.read(text, tools), spans

@@ -43,15 +43,19 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
 
 
 def completion_text(tokenizer: Any, ids: Sequence[int], *, marks: Collection[str] = ()) -> tuple[str, list[Span]]:
-    """As `token_spans`, but the text ends before the special tokens (end of turn, padding) at the end of the ids.
+    """As `token_spans`, but the text ends before the special tokens (end of turn, padding) at the end of the ids, and
+    before the space that a template writes behind them.
 
     The spans of these tokens lie behind the text, so the position at its end belongs to the end-of-turn token. Special
     tokens among `marks` are text: they close a call, not a turn.
     """
     text, spans = token_spans(tokenizer, ids)
     added, length = tokenizer.added_tokens_decoder, len(ids)
-    while length and ids[length - 1] in added and _ends_turn(added[ids[length - 1]], marks):
-        length -= 1
+    for at in reversed(range(len(ids))):
+        if ids[at] in added and _ends_turn(added[ids[at]], marks):
+            length = at
+        elif text[slice(*spans[at])].strip():
+            break
     return text[: spans[length][0]] if length < len(ids) else text, spans
 
 

@@ -75,7 +75,7 @@ def _completion_classes(tree: PreferenceTree, leaf: int, tokenizer: Any) -> list
     for stretch in stretches:
         length = stretch.end - stretch.start
         if stretch.speaker == "model" and dialect is not None:
-            turn = dialect.parse(text[stretch.start : stretch.end], tree.tools)
+            turn = dialect.read(text[stretch.start : stretch.end], tree.tools)
             called = bool(turn.calls)
             of_character += [_OF_FIELD.get(field or "", _TEXT) for field in character_fields(turn, ())]
         elif stretch.speaker == "given":

@@ -162,6 +162,10 @@ def _check_leaf(leaf: Leaf, tree: PreferenceTree, i: int) -> None:
     for e, error in enumerate(leaf.errors):
         tokens = error.get("tokens")
         _expect(
+            [type(error.get(key)) for key in ("code", "call", "pointer")] == [str, int, str],
+            f"{where}.errors[{e}] must have code and pointer, both text, and call, an integer",
+        )
+        _expect(
             tokens is None
             or (_is_list(tokens, _is_index) and len(tokens) == 2 and tokens[0] <= tokens[1] and tokens[1] <= length),
             f"{where}.errors[{e}].tokens must be a half-open range within the {length} completion tokens",

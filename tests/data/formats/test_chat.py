@@ -36,7 +36,8 @@ def test_an_openai_chat_with_two_calls_in_a_turn(tmp_path):
         {"role": "assistant", "content": "Only in Łódź."},
     ]
     dialogue, report = read(tmp_path, {"messages": messages, "tools": TOOLS, "score": 1})
-    assert dialogue.id == "a:1" and dialogue.tools == TOOLS and dialogue.source == {}
+    assert dialogue.id == "a:1" and dialogue.tools == TOOLS
+    assert dialogue.source == {"format": "chat", "file": "a.jsonl", "line": 1}
     assert dialogue.messages[0] == messages[0] and dialogue.messages[3:] == messages[3:]
     assert dialogue.messages[2] == {
         "role": "assistant",
@@ -126,6 +127,21 @@ def test_null_arguments_that_arrow_made_are_left_out(tmp_path):
     found = [dialogue.messages[1]["tool_calls"][0]["arguments"] for dialogue in dialogues]
     assert found == [{"a": 1}, {"b": [{"c": 1}]}]
     assert [entry["repair"] for entry in report.repaired] == ["null arguments left out"] * 2
+
+
+def test_nulls_that_arrow_puts_into_tools_are_left_out(tmp_path):
+    """Arrow gives each tool the parameters of the other, and each parameter the keywords of all."""
+    from datasets import Dataset
+
+    listed = {"day": {"type": "string", "enum": ["Monday"], "default": "Monday"}}, {"town": {"type": "string"}}
+    tools = [
+        {"name": name, "parameters": {"type": "object", "properties": properties}}
+        for name, properties in zip("fg", listed, strict=True)
+    ]
+    Dataset.from_list([{"messages": [USER], "tools": tools}]).to_parquet(tmp_path / "a.parquet")
+    (dialogue,), report = read_dialogues(tmp_path / "a.parquet")
+    assert [tool["function"] for tool in dialogue.tools] == tools
+    assert report.to_dict()["repaired_by_kind"] == {"nulls that Arrow put into tools left out": 1}
 
 
 @pytest.mark.parametrize(

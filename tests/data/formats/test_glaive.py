@@ -26,7 +26,7 @@ CHAT = (
     'ASSISTANT: Let me see. <functioncall> {"name": "search", "arguments": \'{"query": "it\'s {here}\\nA: b"}\'} '
     "<|endoftext|>\n\n\n"
     'FUNCTION RESPONSE: {"who": "Ann"}\n\n\n'
-    "ASSISTANT: Ann did:\n\n1. it's\nA: that's <|endoftext|>\n\n\n"
+    "ASSISTANT: Ann did:\n\n1. it's\nA: that's\n\nA: all <|endoftext|>\n\n\n"
     "USER: And when?\n\n\n"
     'A: <functioncall> {"name": "now", "arguments": "{}"} <functioncall> {"name": "now", "arguments": {}} '
     "<|endoftext|>\n\n\n"
@@ -44,7 +44,7 @@ def test_a_chat_as_one_text_with_single_quoted_arguments(tmp_path):
         ("user", 'Who said "it\'s"?'),
         ("assistant", "Let me see."),
         ("tool", '{"who": "Ann"}'),
-        ("assistant", "Ann did:\n\n1. it's\nA: that's"),
+        ("assistant", "Ann did:\n\n1. it's\nA: that's\n\nA: all"),
         ("user", "And when?"),
         ("assistant", ""),
     ]

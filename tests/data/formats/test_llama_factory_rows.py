@@ -141,6 +141,23 @@ def test_calls_in_the_quotes_of_python_are_repaired(tmp_path, tokenizer):
     assert len(report.repaired) == 1
 
 
+def test_null_arguments_that_arrow_made_are_left_out(tmp_path, tokenizer):
+    from datasets import Dataset
+
+    def side(name: str, **arguments) -> dict:
+        return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
+
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}], "chosen": side("rain", town="Oslo"), "rejected": worse}
+        for worse in (side("rain", town="Rome"), side("rain", day="today"))
+    ]
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    trees, report = read_data(tmp_path / "a.parquet", tokenizer=tokenizer, max_length=None)
+    found = [tree.leaves[1].calls for tree in trees]
+    assert found == [[{"name": "rain", "arguments": arguments}] for arguments in ({"town": "Rome"}, {"day": "today"})]
+    assert report.to_dict()["repaired_by_kind"] == {"null arguments left out": 2}
+
+
 def test_other_columns_are_noted(tmp_path, tokenizer):
     _, report = read(tmp_path, tokenizer, alpaca(score=1))
     assert report.notes == ["column 'score' is not used"]
@@ -161,7 +178,12 @@ def test_other_columns_are_noted(tmp_path, tokenizer):
         (alpaca(instruction="", input=""), "instruction and input are empty"),
         (alpaca(history=["a"]), "history 0 must be a question and its answer, not 'a'"),
         (alpaca(chosen={"value": "a"}), "chosen must be text, not {'value': 'a'}"),
-        ({"instruction": "a", "output": ["b"]}, "output must be two texts, the better one first, not 1"),
+        ({"instruction": "a", "output": ["b"]}, r"needs both texts in output, not \['b'\]"),
+        ({"instruction": "a", "output": "bc"}, "needs both texts in output, not 'bc'"),
+        ({"instruction": "a"}, "needs both texts in output, not None"),
+        (alpaca(history=1.5), "history must be a list of questions and answers, not 1.5"),
+        ({"chosen": calling("Oslo"), "rejected": calling("Rome")}, "messages must be a non-empty list"),
+        (share_gpt(rejected=None), "rejected must be an object with from and value, not None"),
     ],
 )
 def test_bad_rows_are_named_by_line(tmp_path, tokenizer, row, message):

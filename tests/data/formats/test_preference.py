@@ -260,7 +260,19 @@ def test_parquet_reads_as_the_lines_it_was_made_from(tmp_path, tokenizer):
             other.leaves,
             other.tools,
         )
-    assert report.to_dict()["repaired_by_kind"] == {"null arguments left out": 4}
+    assert report.to_dict()["repaired_by_kind"] == {
+        "nulls that Arrow put into tools left out": 2,
+        "null arguments left out": 4,
+    }
+
+
+def test_nulls_under_a_tool_whose_parameters_are_no_schema(tmp_path, tokenizer):
+    """Nothing is known of its parameters, so no null can be told to be meant."""
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}} for parameters in ([], 1)]
+    for listed in tools:
+        rejected = call("weather", {"city": None})
+        (tree,), _ = read(tmp_path / "a.jsonl", tokenizer, [row(tools=[listed], rejected=rejected)])
+        assert tree.leaves[1].calls == [{"name": "weather", "arguments": {}}]
 
 
 def test_bad_parquet(tmp_path, tokenizer):

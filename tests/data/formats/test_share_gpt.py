@@ -138,3 +138,10 @@ def test_rows_that_cannot_be_used_are_listed_and_dropped(tmp_path, row, reason):
 def test_rows_of_another_shape_are_errors(tmp_path, row, message):
     with pytest.raises(InputError, match=f"a.jsonl:1: {message}"):
         read(tmp_path, row)
+
+
+def test_labelled_answers_are_no_dialogues(tmp_path):
+    row = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}], "kto_tag": False}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match=r"a\.jsonl:1: kto_tag says whether the answer is a good one"):
+        read_dialogues(tmp_path / "a.jsonl")

@@ -80,6 +80,16 @@ def test_rows_that_cannot_be_used_are_listed_and_dropped(tmp_path):
     assert {entry["id"] for entry in report.repaired} == {"0"}
 
 
+def test_nulls_that_arrow_puts_into_answers_are_left_out(tmp_path):
+    from datasets import Dataset
+
+    answers = [{"name": "giveaways", "arguments": {"ids": [1]}}, {"name": "giveaways", "arguments": {"type": "beta"}}]
+    Dataset.from_list([row(answers=answers)]).to_parquet(tmp_path / "a.parquet")
+    (dialogue,), report = read_dialogues(tmp_path / "a.parquet")
+    assert [call["function"] for call in dialogue.messages[1]["tool_calls"]] == answers
+    assert report.to_dict()["repaired_by_kind"]["null arguments left out"] == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

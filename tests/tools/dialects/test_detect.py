@@ -58,6 +58,28 @@ def test_a_dialect_is_told_by_what_the_template_writes(tokenizer, name, calls, e
     assert style.objects and not style.texts and style.several and style.beside_text
 
 
+def test_a_prompt_that_opens_a_thought_shares_no_part_of_the_tag_of_a_call(tokenizer):
+    other = with_template(tokenizer, CALLS["hermes"])
+    other.chat_template = other.chat_template.replace("assistant\n{%", "assistant\n<think>\n{%")
+    assert dialect_of(other) is DIALECTS["hermes"]
+
+
+def test_text_beside_calls_may_stand_in_tags_as_llama_4_writes_it(tokenizer):
+    each = EACH.replace("@CALL@", f'{NAME}"parameters": {ARGUMENTS}')
+    other = with_template(tokenizer, each)
+    tagged = "{% if m.tool_calls %}<|python_start|>{{ m.content }}<|python_end|>{% else %}{{ m.content }}{% endif %}"
+    other.chat_template = other.chat_template.replace("{{ m.content }}", tagged).replace("<|im_end|>\n", "<|eot|>")
+    assert call_style(other) == CallStyle(DIALECTS["llama3_json"])
+
+
+def test_a_template_may_want_ids_of_nine_characters(tokenizer):
+    fails = "{% if c.id is not defined or c.id | length != 9 %}{{ raise_exception('no id') }}{% endif %}"
+    for name, calls in CALLS.items():
+        assert not call_style(with_template(tokenizer, calls)).ids
+        strict = call_style(with_template(tokenizer, calls.replace("{% set f", fails + "{% set f")))
+        assert strict == CallStyle(DIALECTS[name], ids=True)
+
+
 def test_a_dialect_that_is_named_goes_before_the_template(tokenizer):
     other = with_template(tokenizer, CALLS["hermes"])
     other.tool_dialect = "mistral"
@@ -108,6 +130,9 @@ def test_one_of_several_templates_is_for_tools(tokenizer):
     other = with_template(tokenizer, "")
     other.chat_template = {"default": other.chat_template, "tool_use": TURN.replace("@CALLS@", CALLS["mistral"])}
     assert dialect_of(other) is DIALECTS["mistral"]
+    other.chat_template = {"rag": TURN}
+    with pytest.raises(InputError, match=r"no chat template for tools: .*rag"):
+        dialect_of(other)
 
 
 def test_a_template_is_probed_once(tokenizer):

@@ -18,8 +18,11 @@ from turn_checks import (
 from ttpa.esm.score import score_call
 from ttpa.tools.dialects.llama3_json import parse
 
+TAGS = "<|python_start|><|python_end|>"
 PARTS = [
     "<|python_tag|>",
+    "<|python_start|>",
+    "<|python_end|>",
     '{"name": "f"',
     ', "parameters": ',
     "{}",
@@ -42,7 +45,7 @@ def text_of(calls, dumps=json.dumps, between="; "):
 
 
 @settings(deadline=None)
-@given(CALLS, st.sampled_from(["", "<|python_tag|>", "\n\n"]), st.sampled_from(["; ", ";", ""]), st.booleans())
+@given(CALLS, st.sampled_from(["", "<|python_tag|>", "\n\n", TAGS]), st.sampled_from(["; ", ";", ""]), st.booleans())
 def test_valid_turns(calls, before, between, ascii_only):
     text = text_of(calls, lambda value: json.dumps(value, ensure_ascii=ascii_only), between)
     turn = parse(before + text if calls else text)
@@ -198,6 +201,8 @@ def test_text_that_is_no_call(text):
         (f"Sure, <|python_tag|>{GOOD}", "Sure,"),
         (f'As in {{"x <|python_tag|>{GOOD}', 'As in {"x'),
         (f'{{"a": 1}}\n{GOOD}', '{"a": 1}'),
+        (f"<|python_start|>Sure.<|python_end|>{GOOD}<|eot|>", "Sure.<|eot|>"),
+        (f"<|python_start|>x = 1<|python_end|> {GOOD}", "<|python_start|>x = 1<|python_end|>"),
     ],
 )
 def test_text_around_a_call_is_content(text, content):

@@ -111,6 +111,12 @@ def test_every_error_of_a_call_stands_at_the_whole_turn(other):
     score = score_tokens(other, ids, [Call("w", {"city": "Oslo", "days": 4})], TOOLS)
     (error,) = score.errors
     assert (error.code, error.pointer, error.tokens) == ("value.wrong", "/days", (0, len(ids) - 1))
+    for code, name in (("tool.wrong", "v"), ("tool.unknown", "x")):
+        ids = other(f"!call {name} {{}}!end<|im_end|>")["input_ids"]
+        (error,) = score_tokens(other, ids, [Call("w", {})], TOOLS).errors
+        assert (error.code, error.tokens) == (code, (0, len(ids) - 1))
+    (error,) = score_tokens(other, ids, [{"w": {}}], TOOLS, preset="bfcl").errors
+    assert (error.code, error.tokens) == ("tool.unknown", (0, len(ids) - 1))
 
 
 def test_what_trl_knows_of_a_chat_template_is_used_and_leaves_the_tokenizer_alone(tokenizer, monkeypatch):

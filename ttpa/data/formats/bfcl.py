@@ -27,7 +27,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue:
         raise InputError(f"a BFCL question has id, question and function, found {', '.join(row)}")
     if not isinstance(question, list) or not question:
         raise InputError(f"the question must be a list of one turn, not {question!r:.80}")
-    tools, repairs = read_tools(row["function"])
+    tools, repairs = read_tools(row["function"], arrow=place.arrow)
     for repair, detail in repairs:
         report.repair(row["id"], str(place), repair, detail)
     source = {"format": "bfcl", "category": category_of(row["id"]), "functions": row["function"]}

@@ -13,12 +13,12 @@ from ttpa.data.messages import (
     calls_of,
     check_call_names,
     checked_messages,
-    functions_of,
     with_dict_arguments,
     with_tool_calls,
+    without_null_arguments,
 )
 from ttpa.data.report import DataReport
-from ttpa.data.schemas import Repair, read_tools
+from ttpa.data.schemas import read_tools
 from ttpa.errors import InputError
 from ttpa.tools.schema import functions
 
@@ -37,14 +37,14 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     if not isinstance(id, str | int):
         raise InputError(f"the id must be text, not {id!r:.80}")
     reader = RowReader(str(id), place, report)
-    tools, repairs = read_tools(row.get("functions") if row.get("tools") is None else row["tools"])
+    tools, repairs = read_tools(row.get("functions") if row.get("tools") is None else row["tools"], arrow=place.arrow)
     functions(tools)
     reader.repairs.extend(repairs)
     messages, repairs = with_tool_calls(row.get("messages"), "messages")
     messages = checked_messages(messages, "messages")
     reader.repairs.extend(repairs)
-    if place.path.suffix == ".parquet":
-        messages, repairs = _without_nulls(messages)
+    if place.arrow:
+        messages, repairs = without_null_arguments(messages)
         reader.repairs.extend(repairs)
     messages, repairs = with_dict_arguments(messages)
     for _, detail in repairs:
@@ -69,8 +69,8 @@ def _check_columns(row: dict[str, Any], report: DataReport) -> None:
             report.note(f"column {name!r} is not used")
 
 
-def _source(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {} if value is None else {"source": value}
+def _source(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict | None) else {"source": value}
 
 
 def _with_written_calls(message: Message, reader: RowReader) -> Message:
@@ -81,27 +81,6 @@ def _with_written_calls(message: Message, reader: RowReader) -> Message:
     calling = reader.call_text(text.removeprefix(OPEN).removesuffix(CLOSE))
     reader.repairs.append((f"{OPEN} in a content read as calls", text[:80]))
     return {**message, **calling}
-
-
-def _without_nulls(messages: list[Message]) -> tuple[list[Message], list[Repair]]:
-    """Messages without the null arguments that Arrow makes, which gives every object of a column the same keys."""
-    changed, repairs = [], []
-    for message in messages:
-        calls = []
-        for call, function in zip(message.get("tool_calls", []), functions_of(message), strict=True):
-            arguments = _pruned(function.get("arguments"))
-            if arguments != function.get("arguments"):
-                repairs.append(("null arguments left out", function["name"]))
-            function = {**function, "arguments": arguments}
-            calls.append({**call, "function": function} if "function" in call else function)
-        changed.append({**message, "tool_calls": calls} if calls else message)
-    return changed, repairs
-
-
-def _pruned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _pruned(part) for key, part in value.items() if part is not None}
-    return [_pruned(part) for part in value] if isinstance(value, list) else value
 
 
 CHAT = RowFormat("chat", "dialogues", columns="messages, tools", matches=lambda row: "messages" in row, read=read_row)

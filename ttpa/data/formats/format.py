@@ -24,6 +24,11 @@ class Place:
         """The id of a row that has none of its own."""
         return f"{self.path.stem}:{self.line}"
 
+    @property
+    def arrow(self) -> bool:
+        """Whether the row comes from Arrow, which gives every object of a column the keys of all others, with null."""
+        return self.path.suffix == ".parquet"
+
     def __str__(self) -> str:
         return f"{self.path}:{self.line}"
 

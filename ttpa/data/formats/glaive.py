@@ -29,7 +29,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     system, chat = row.get("system"), row.get("chat")
     if not isinstance(system, str | None) or not isinstance(chat, str):
         raise InputError("system and chat must be text")
-    marks = list(_TURN.finditer(chat))
+    marks = _turn_marks(chat)
     if not marks or chat[: marks[0].start()].strip():
         raise InputError(f"the chat must begin with USER: or another turn, not with {chat[:40]!r}")
     try:
@@ -43,6 +43,16 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
         return None
 
 
+def _turn_marks(chat: str) -> list[re.Match[str]]:
+    """Where turns begin; A: inside an answer, which <|endoftext|> ends, is a part of it."""
+    marks: list[re.Match[str]] = []
+    for mark in _TURN.finditer(chat):
+        answering = bool(marks) and ROLES[marks[-1][1]] == "assistant"
+        if mark[1] != "A" or not answering or chat[marks[-1].end() : mark.start()].rstrip().endswith(END):
+            marks.append(mark)
+    return marks
+
+
 def _opening(system: str, reader: RowReader) -> tuple[list[Message], list[dict[str, Any]]]:
     """The messages that the system text is, and the tools in it."""
     text = system.strip().removeprefix("SYSTEM:").strip()
@@ -54,7 +64,7 @@ def _opening(system: str, reader: RowReader) -> tuple[list[Message], list[dict[s
         raise Unfit("a tool cannot be read", text[end : end + 80])
     reader.repairs.extend(repairs)
     reader.report.note(NO_SYSTEM_TEXT)
-    return [], reader.tools(listed)
+    return [], reader.tools(listed, from_text=True)
 
 
 def _message(role: str, text: str, reader: RowReader) -> Message:

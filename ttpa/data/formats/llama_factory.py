@@ -8,7 +8,7 @@ from ttpa.data.build import Example
 from ttpa.data.formats.format import Place, RowFormat
 from ttpa.data.formats.sides import AS_TEXT, example_of
 from ttpa.data.formats.turns import ROLES, RowReader, Unfit
-from ttpa.data.messages import Message, checked_messages, with_dict_arguments, with_tool_calls
+from ttpa.data.messages import Message, checked_messages, with_dict_arguments, with_tool_calls, without_null_arguments
 from ttpa.data.report import DataReport
 from ttpa.errors import InputError
 
@@ -51,7 +51,10 @@ def _check_columns(row: dict[str, Any], report: DataReport) -> None:
 def _question(row: dict[str, Any]) -> list[Message]:
     """The prompt of an Alpaca row; instruction and input are joined by a line end."""
     prompt: list[Message] = []
-    for index, turns in enumerate(row.get("history") or []):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise InputError(f"history must be a list of questions and answers, not {history!r:.80}")
+    for index, turns in enumerate(history):
         if not isinstance(turns, list) or len(turns) != 2:
             raise InputError(f"history {index} must be a question and its answer, not {turns!r:.80}")
         for role, turn in zip(("user", "assistant"), turns, strict=True):
@@ -64,17 +67,17 @@ def _question(row: dict[str, Any]) -> list[Message]:
 
 def _answers(row: dict[str, Any]) -> list[Message]:
     """Both sides of an Alpaca row."""
-    texts = [row.get(name) for name in SIDES]
+    texts: Any = [row.get(name) for name in SIDES]
     if texts == [None, None]:
-        texts = row["output"]
-        if len(texts) != 2:
-            raise InputError(f"output must be two texts, the better one first, not {len(texts)}")
+        texts = row.get("output")
+        if not isinstance(texts, list) or len(texts) != 2:
+            raise InputError(f"a row without chosen and rejected needs both texts in output, not {texts!r:.80}")
     return [{"role": "assistant", "content": _text(text, name)} for text, name in zip(texts, SIDES, strict=True)]
 
 
 def _conversation(row: dict[str, Any], reader: RowReader) -> list[Message]:
     name = "messages" if row.get("conversations") is None else "conversations"
-    turns = row[name]
+    turns = row.get(name)
     if not isinstance(turns, list) or not turns:
         raise InputError(f"{name} must be a non-empty list of turns")
     return [_message(turn, f"{name} {index}", reader) for index, turn in enumerate(turns)]
@@ -82,7 +85,7 @@ def _conversation(row: dict[str, Any], reader: RowReader) -> list[Message]:
 
 def _side(row: dict[str, Any], name: str, reader: RowReader) -> Message:
     try:
-        message = _message(row[name], name, reader)
+        message = _message(row.get(name), name, reader)
     except Unfit as unfit:
         if name == "chosen":
             raise
@@ -105,7 +108,11 @@ def _message(turn: Any, where: str, reader: RowReader) -> Message:
     if "from" in turn:
         return {"role": role, "content": _text(turn.get("value"), where)}
     messages, repairs = with_tool_calls([{**turn, "role": role}], where)
-    (message,), found = with_dict_arguments(checked_messages(messages, where))
+    messages = checked_messages(messages, where)
+    if reader.place.arrow:
+        messages, nulls = without_null_arguments(messages)
+        reader.repairs.extend(nulls)
+    (message,), found = with_dict_arguments(messages)
     reader.repairs.extend([*repairs, *found])
     return message
 

@@ -18,8 +18,10 @@ from ttpa.data.messages import (
     tool_names,
     with_dict_arguments,
     with_tool_calls,
+    without_nulls,
 )
 from ttpa.data.report import DataReport
+from ttpa.data.schemas import ARROW
 from ttpa.errors import InputError
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -67,11 +69,12 @@ def read_columns(row: dict[str, Any], sides: Sequence[str], place: Place, report
     """The columns of a row that has the named `sides`, of which only a prompt may be missing; raises InputError for a
     missing or misspelt column, and for sides, tools and chat_template_kwargs that are no such thing."""
     _check_names(row, sides, report)
-    id, arrow = place.id if row.get("id") is None else str(row["id"]), place.path.suffix == ".parquet"
+    id, arrow = place.id if row.get("id") is None else str(row["id"]), place.arrow
     kwargs = _from_json_text(row.get("chat_template_kwargs"), dict, "chat_template_kwargs") or {}
     tools = _from_json_text(row.get("tools"), list, "tools")
-    if arrow:
-        tools, kwargs = _without_nulls(tools), _without_nulls(kwargs)
+    if arrow and (tools, kwargs) != (pruned := (without_nulls(tools), without_nulls(kwargs))):
+        report.repair(id, str(place), ARROW)
+        tools, kwargs = pruned
     tool_names(tools or [])
     parts = {name: row[name] for name in sides if row.get(name) is not None}
     kinds = {name: type(part).__name__ for name, part in parts.items()}
@@ -156,13 +159,6 @@ def _first_difference(chosen: Sequence[str], rejected: Sequence[str]) -> int:
     return next((i for i in range(last) if chosen[i] != rejected[i]), last)
 
 
-def _without_nulls(value: Any) -> Any:
-    """Arrow gives every object of a column the keys of all others, with null as value."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
-
-
 def _without_injected_nulls(
     messages: list[Message], tools: list[dict[str, Any]] | None, arrow: bool, place: tuple[str, str], report: DataReport
 ) -> list[Message]:
@@ -179,7 +175,7 @@ def _without_injected_nulls(
                 kept = {
                     key: part for key, part in arguments.items() if part is not None or (key in known and not arrow)
                 }
-                kept = _without_nulls(kept) if arrow else kept
+                kept = without_nulls(kept) if arrow else kept
                 if kept != arguments:
                     report.repair(*place, "null arguments left out", function["name"])
                 function = {**function, "arguments": kept}
@@ -189,7 +185,9 @@ def _without_injected_nulls(
 
 
 def _properties(tool: dict[str, Any]) -> dict[str, Any]:
-    return ((tool.get("function", tool).get("parameters") or {}).get("properties")) or {}
+    parameters = tool.get("function", tool).get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    return properties if isinstance(properties, dict) else {}
 
 
 PREFERENCE = RowFormat(

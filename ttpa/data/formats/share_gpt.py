@@ -25,6 +25,11 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     `<tool_response>`. A system text with `<tools>` gives the tools where the column does not, and is left out. A row
     with a tool or a call that cannot be read, or a call that names no tool, is listed and dropped; raises InputError
     for a row of another shape."""
+    if "kto_tag" in row:
+        raise InputError(
+            "kto_tag says whether the answer is a good one, and dialogues hold good ones only: bring the rows as TRL's "
+            "prompt, completion and label, which are paired by their prompts"
+        )
     reader = RowReader(place.id if row.get("id") is None else str(row["id"]), place, report)
     reader.note_unused(row, COLUMNS)
     turns = read_turns(row.get("conversations"))
@@ -38,7 +43,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
         for role, text in turns:
             if role == "system" and TOOLS in text:
                 report.note(NO_SYSTEM_TEXT)
-                tools = tools or reader.tools(_listed(text, reader))
+                tools = tools or reader.tools(_listed(text, reader), from_text=True)
             elif role == "function_call":
                 messages.append(reader.call_text(text))
             elif role == "assistant" and OPEN in text:

@@ -32,7 +32,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     try:
         listed, _, repairs = tools_in(after)
         reader.repairs.extend(repairs)
-        tools = reader.tools(listed)
+        tools = reader.tools(listed, from_text=True)
         for role, text in turns:
             if role == "assistant" and text.lstrip().startswith("["):
                 messages.append(_message(text.strip(), tools, reader))

@@ -55,9 +55,10 @@ class RowReader:
             if name not in used:
                 self.report.note(f"column {name!r} is not used")
 
-    def tools(self, value: Any) -> list[dict[str, Any]]:
-        """OpenAI tools; raises Unfit for schemas that are none even then."""
-        tools, repairs = read_tools(value)
+    def tools(self, value: Any, *, from_text: bool = False) -> list[dict[str, Any]]:
+        """OpenAI tools, out of a column of the row or out of its text; raises Unfit for schemas that are none even
+        then."""
+        tools, repairs = read_tools(value, arrow=self.place.arrow and not from_text)
         self.repairs.extend(repairs)
         try:
             functions(tools)
@@ -76,7 +77,7 @@ class RowReader:
 
     def written(self, text: str, dialect: Dialect, tools: list[dict[str, Any]]) -> Message:
         """The assistant's message that `text` is in the dialect; raises Unfit where a call in it cannot be read."""
-        turn = dialect.parse(text, tools)
+        turn = dialect.read(text, tools)
         for error in turn.errors:
             if error.code == "format.unparseable":
                 raise Unfit("a call cannot be read", f"{error.message}: {text[slice(*error.span)]:.80}")

@@ -8,7 +8,7 @@ from typing import Any
 from ttpa.data.dialogues import Dialogue
 from ttpa.data.formats.format import Place, RowFormat
 from ttpa.data.formats.turns import RowReader, Unfit
-from ttpa.data.messages import Message
+from ttpa.data.messages import Message, without_nulls
 from ttpa.data.report import DataReport
 from ttpa.errors import InputError
 
@@ -28,6 +28,8 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
         )
     reader.note_unused(row, COLUMNS)
     messages: list[Message] = [{"role": "user", "content": query}]
+    if isinstance(answers, list) and place.arrow and answers != (answers := without_nulls(answers)):
+        reader.repairs.append(("null arguments left out", ""))
     text = answers if isinstance(answers, str) else json.dumps(answers)
     try:
         tools = reader.tools(row.get("tools"))

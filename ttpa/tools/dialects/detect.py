@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,21 +34,24 @@ TOOL: dict[str, Any] = {
 ONE, TWO = {"probe_key": "first value"}, {"probe_key": "second value"}
 # What every template that writes calls at all can write: a lone quote or a backslash is too much for some.
 HARD = {"probe_key": 'Łódź, "a" {b}', "number": 7, "inner": {"list": [1.5, True, "c d"]}}
+_CUT_TAG = re.compile(r"<[^<>\s]*\Z")
 
 
 @dataclass(frozen=True)
 class CallStyle:
     """How a chat template writes calls. `dialect` is the one that reads them back exactly, None if there is none.
     `objects` and `texts` say whether arguments are written when they come as an object and, unchanged, when they come
-    as JSON text (neither: the template drops calls), `several` whether a turn can have more than one call, and
-    `beside_text` whether the text of a turn that also makes calls is written. A template that fails on a call has the
-    defaults: it fails on calls in the data too, and says why."""
+    as JSON text (neither: the template drops calls), `several` whether a turn can have more than one call,
+    `beside_text` whether the text of a turn that also makes calls is written, and `ids` whether the template fails on a
+    call without an id of nine characters, as Mistral's do. A template that fails on every call has the defaults: it
+    fails on calls in the data too, and says why."""
 
     dialect: Dialect | None = None
     objects: bool = True
     texts: bool = False
     several: bool = True
     beside_text: bool = True
+    ids: bool = False
 
 
 _STYLES: dict[tuple[Any, ...], CallStyle] = {}
@@ -70,16 +74,34 @@ def dialect_of(tokenizer: Any) -> Dialect:
 
 
 def find_dialect(tokenizer: Any) -> Dialect | None:
-    """As `dialect_of`, but None where calls cannot be read; raises InputError only for an unknown `tool_dialect`."""
+    """As `dialect_of`, but None where calls cannot be read; raises InputError only for an unknown `tool_dialect` and
+    as `call_style` does."""
     named = getattr(tokenizer, "tool_dialect", None)
     if named is not None:
         return dialect_named(named)
     return call_style(tokenizer).dialect if getattr(tokenizer, "chat_template", None) else HERMES
 
 
+def use_dialect(tokenizer: Any, name: str | None) -> None:
+    """Have the turns of a model read in the dialect of that name, None for the one that its chat template writes.
+    Raises InputError for a name that is none, and where the template writes another dialect: right answers would then
+    be rendered in one way and read in the other."""
+    written = None if name is None or not tokenizer.chat_template else call_style(tokenizer).dialect
+    if name is not None and written not in (None, dialect_named(name)) and written.name in DIALECTS:
+        raise InputError(
+            f"--dialect {name}: the chat template of the tokenizer writes tool calls as {written.name} does; leave "
+            "--dialect out, or give the tokenizer the template that the model was trained with"
+        )
+    tokenizer.tool_dialect = name
+
+
 def call_style(tokenizer: Any) -> CallStyle:
-    """How the tokenizer's chat template writes calls; worked out once for each template."""
-    template = tokenizer.get_chat_template(tools=[TOOL])
+    """How the tokenizer's chat template writes calls; worked out once for each template. Raises InputError for a
+    tokenizer of several templates of which none is for tools or the default."""
+    try:
+        template = tokenizer.get_chat_template(tools=[TOOL])
+    except ValueError as error:
+        raise InputError(f"the tokenizer has no chat template for tools: {error}") from None
     # an unset end-of-text token makes some templates fail
     key = (template, tokenizer.bos_token, tokenizer.eos_token, repr(getattr(tokenizer, "response_template", None)))
     if key not in _STYLES:
@@ -109,6 +131,7 @@ def _probe(tokenizer: Any) -> CallStyle:
         texts=with_text == with_object if objects else texts,
         several="first value" in two and "second value" in two,
         beside_text="Probe said." in beside and "first value" in beside,
+        ids=_turn(tokenizer, [ONE if objects else json.dumps(ONE)], ids=False) is None,
     )
 
 
@@ -128,13 +151,15 @@ def _reader(tokenizer: Any, hard: str | None) -> Dialect | None:
     return generic if generic is not None and reads(generic) else None
 
 
-def _turn(tokenizer: Any, arguments: Sequence[dict[str, Any] | str], content: str = "") -> str | None:
+def _turn(
+    tokenizer: Any, arguments: Sequence[dict[str, Any] | str], content: str = "", *, ids: bool = True
+) -> str | None:
     """What the template writes of a turn after the prompt; None if it fails."""
-    calls = [
-        # some templates want ids, and of nine characters
-        {"type": "function", "id": f"probe000{i}", "function": {"name": "probe_tool", "arguments": one}}
-        for i, one in enumerate(arguments)
+    calls: list[dict[str, Any]] = [
+        {"type": "function", "function": {"name": "probe_tool", "arguments": one}} for one in arguments
     ]
+    for number, call in enumerate(calls if ids else ()):
+        call["id"] = f"probe000{number}"
     message = {"role": "assistant", "content": content, "tool_calls": calls}
     try:
         prompt = tokenizer.apply_chat_template([USER], tools=[TOOL], tokenize=False, add_generation_prompt=True)
@@ -142,4 +167,7 @@ def _turn(tokenizer: Any, arguments: Sequence[dict[str, Any] | str], content: st
     except Exception:  # a template is a foreign program and may fail in any way
         return None
     differ = (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b)
-    return whole[next(differ, min(len(prompt), len(whole))) :]
+    shared = next(differ, min(len(prompt), len(whole)))
+    # the prompt may open a thought where the turn opens a call, and both tags begin alike
+    tag = _CUT_TAG.search(whole, 0, shared)
+    return whole[tag.start() if tag else shared :]

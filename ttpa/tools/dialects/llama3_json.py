@@ -12,7 +12,11 @@ from ttpa.tools.json_scan import Scan, scan
 from ttpa.tools.turn import FormatError, ParsedTurn
 
 OPEN = "<|python_tag|>"
-_MARK = re.compile(rf"""{re.escape(OPEN)}|(?:```\w*\s*)?(?P<json>(?:\[\s*)?\{{\s*["'])""")
+TEXT_OPEN, TEXT_CLOSE = "<|python_start|>", "<|python_end|>"
+_TEXT_OPEN, _TEXT_CLOSE = map(re.escape, (TEXT_OPEN, TEXT_CLOSE))
+_MARK = re.compile(
+    rf"""{re.escape(OPEN)}|(?P<text>(?:{_TEXT_OPEN})?{_TEXT_CLOSE})?(?:```\w*\s*)?(?P<json>(?:\[\s*)?\{{\s*["'])"""
+)
 _NAMED = re.compile(r"""(?:\[\s*)?\{\s*["']name["']\s*:""")
 _SEMICOLON = re.compile(r"\s*;\s*")
 _ENDS = re.compile(r"\s*(?:```\s*)?(?:;|\Z)")
@@ -27,10 +31,11 @@ def parse(text: str, tools: Sequence[dict[str, Any]] = ()) -> ParsedTurn:
     """Find the calls in a model's turn. Never raises; what cannot be read becomes a FormatError with its position.
 
     The end-of-turn token must be stripped before. What follows `<|python_tag|>`, or a `;` behind a call, is a call. So
-    is an object with a name and parameters, or a list of such, that begins the turn or a line, follows a call or ends
-    the turn; one that breaks off must have come to its name. Between calls stands a `;` or, as the JSON template for
-    Llama 4 has it, nothing: lists, commas, line ends, fences and the key `arguments` are read, and reported. A broken
-    call ends before the next `;` with an object behind it.
+    is an object with a name and parameters, or a list of such, that begins the turn or a line, follows a call or the
+    tags in which Llama 4's template puts the text before calls, or ends the turn; one that breaks off must have come to
+    its name. Between calls stands a `;` or, as the JSON templates for Llama 4 have it, nothing: lists, commas, line
+    ends, fences and the key `arguments` are read, and reported. A broken call ends before the next `;` with an object
+    behind it.
     """
     turn = ParsedTurn(text, [], [], "")
     kept: list[str] = []
@@ -41,18 +46,20 @@ def parse(text: str, tools: Sequence[dict[str, Any]] = ()) -> ParsedTurn:
         if mark["json"] is not None:
             body = mark.start("json")
             read = scan(text, body)
-            alone = start == next_start or _begins_line(text, start) or (not read.error and _ENDS.match(text, read.end))
+            alone = mark["text"] or start == next_start or _begins_line(text, start)
+            alone = alone or (not read.error and _ENDS.match(text, read.end))
             if not alone or not _is_call(text, body, read):
                 tag = text.find(OPEN, body, read.end)
                 at = max(at, read.end) if tag < 0 else tag
                 continue
-            at = start
+            at = mark.end("text") if mark["text"] else start
         if turn.calls and start == next_start:
             if start > done:
                 message = "white space or a comma instead of ';' between two calls"
                 turn.errors.append(FormatError("format.repairable", len(turn.calls), (done, start), message))
             start = done
-        kept.append(text[done:start])
+        before = text[done:start]
+        kept.append(before.lstrip().removeprefix(TEXT_OPEN) if mark["text"] else before)
         done = at = _read_chain(turn, start, at)
         next_start = skip_space(text, done)
         if text.startswith(",", next_start):
@@ -97,4 +104,4 @@ def _read_chain(turn: ParsedTurn, start: int, body: int) -> int:
     return end
 
 
-LLAMA3_JSON = Dialect("llama3_json", parse, marks=(OPEN,))
+LLAMA3_JSON = Dialect("llama3_json", parse, marks=(OPEN, TEXT_OPEN, TEXT_CLOSE))
