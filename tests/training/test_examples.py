@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
+import trl
 from random_trees import random_tree
 
 from ttpa.errors import InputError
@@ -101,3 +105,11 @@ def test_a_leaf_on_its_own_and_a_pair_cannot_be_trained_together():
 
 def test_nothing_to_divide_by_is_1():
     assert denominators([], terms=[LossTerm("sigmoid"), LossTerm("sft"), LossTerm("likelihood")]) == [1, 1, 1]
+
+
+def test_key_tokens_need_places(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = (Path(trl.__file__).parent / "chat_templates" / "glm4moe.jinja").read_text()
+    assert examples_of([random_tree(0)], "sigmoid", other, token_weights="errors")
+    with pytest.raises(InputError, match="--token_weights keys needs to know where a call stands"):
+        examples_of([random_tree(0)], "sigmoid", other, token_weights="keys")

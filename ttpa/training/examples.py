@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ttpa.errors import InputError
 from ttpa.esm.weights import WeightOptions, key_token_weights, pair_weights
 from ttpa.losses import Leaves, LossOptions, LossTerm, describe, packed_leaves
 from ttpa.losses import token_weights as weights_of_loss
+from ttpa.tools.dialects import DIALECTS
+from ttpa.tools.dialects.detect import dialect_of
 from ttpa.trees.pack import PairWeights
 from ttpa.trees.record import Pair, PreferenceTree
 
@@ -47,8 +50,13 @@ def make_examples(
     whatever is asked for. `scores[t][p]` are the token scores of helper models for pair p of tree t. Where no term
     needs the rejected sides a tree's pairs become (leaf, leaf), one for each chosen leaf, and for likelihood one for
     each leaf. Raises InputError for terms that cannot be trained together, for a loss that needs scores and has none,
-    and for a tokenizer that `token_spans` cannot read.
+    for keys in a dialect that is read without places, and as `read_completion` does.
     """
+    if token_weights == "keys" and dialect_of(tokenizer).name not in DIALECTS:
+        raise InputError(
+            "--token_weights keys needs to know where a call stands, and the calls of this model are read without "
+            f"places; that is known in the dialects {', '.join(DIALECTS)}"
+        )
     leaves = packed_leaves(terms)
     bases: dict[TokenWeights, Callable[[PreferenceTree, Pair], PairWeights]] = {
         "errors": lambda tree, pair: pair_weights(tree, pair, tokenizer, error_weights),
