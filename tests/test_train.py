@@ -351,3 +351,15 @@ def test_rows_of_one_prompt_are_computed_together(tmp_path, model_dir):
     assert summary["pairs"] == 5
     ends = len(["4.", "5.", "22.", "3.", "7."])  # every answer ends with a token of its own
     assert lines[0]["num_tokens"] == len("2 plus 2 is ") + len("452237") + ends + len("4 less 0 is ") + len("45") + 2
+
+
+def test_several_files_are_read_as_one(tmp_path, model_dir, rows):
+    write_trees(tmp_path / "trees.jsonl", [random_tree(1)])
+    (tmp_path / "more.jsonl").write_text(json.dumps(ROWS[0] | {"rejected": " 99"}))
+    data = f"{rows},{tmp_path / 'trees.jsonl'},{tmp_path / 'more.jsonl'}"
+    run(tmp_path / "run", model_dir, "--data", data, "--max_steps", 1)
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    assert (report["read"], report["kept"]) == (len(ROWS) + 2, len(ROWS) + 2)
+    assert report["notes"] == [f"rows with the same prompt share a tree: {len(ROWS) + 1} rows, {len(ROWS)} trees"]
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        run(tmp_path / "run", model_dir, "--data", f"{rows},none.jsonl", "--max_steps", 1)

@@ -295,20 +295,26 @@ class Given:
 
 
 def read_trees_of(
-    path: Path, model: PreTrainedModel, tokenizer: Any, *, config: TrainConfig
+    paths: Path, model: PreTrainedModel, tokenizer: Any, *, config: TrainConfig
 ) -> tuple[list[PreferenceTree], DataReport]:
-    """The trees of a file or folder as the options say, rows of one prompt as one tree, and the report."""
-    trees, report = read_data(
-        path,
-        tokenizer=tokenizer,
-        max_length=longest(config, model),
-        on_overlength=config.on_overlength,
-        toolbench=ToolBenchOptions(config.toolbench_thoughts, config.toolbench_shapes, config.toolbench_failures),
-    )
-    merged = trees if report.format == "trees" else merge_trees(trees)
-    if len(merged) < len(trees):
-        report.note(f"rows with the same prompt share a tree: {len(trees)} rows, {len(merged)} trees")
-    return merged, report
+    """The trees of a file, a folder, or several with commas between them, as the options say, rows of one prompt as one
+    tree, and the report."""
+    found = [
+        read_data(
+            path,
+            tokenizer=tokenizer,
+            max_length=longest(config, model),
+            on_overlength=config.on_overlength,
+            toolbench=ToolBenchOptions(config.toolbench_thoughts, config.toolbench_shapes, config.toolbench_failures),
+        )
+        for path in ([paths] if paths.exists() else map(Path, str(paths).split(",")))
+    ]
+    trees = [tree for part, report in found if report.format == "trees" for tree in part]
+    rows = [tree for part, report in found if report.format != "trees" for tree in part]
+    report, merged = DataReport.joined([report for _, report in found]), merge_trees(rows)
+    if len(merged) < len(rows):
+        report.note(f"rows with the same prompt share a tree: {len(rows)} rows, {len(merged)} trees")
+    return trees + merged, report
 
 
 def given_trees(job: Job, model: PreTrainedModel) -> Given | None:

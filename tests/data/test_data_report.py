@@ -40,3 +40,14 @@ def test_the_table():
         "repaired: null arguments left out": 1,
         "trees kept": 1,
     }
+
+
+def test_reports_of_several_files_are_added_up():
+    one, other = report(), report()
+    other.path, other.format = "b.jsonl", "trees"
+    whole = DataReport.joined([one, other])
+    assert (whole.path, whole.format, whole.unit) == ("a.jsonl, b.jsonl", "preference, trees", "rows")
+    assert (whole.read, whole.kept, whole.counts["pairs"]) == (8, 2, 2 * one.counts["pairs"])
+    assert whole.dropped == one.dropped + other.dropped and whole.repaired == one.repaired * 2
+    assert whole.notes == one.notes
+    assert DataReport.joined([one]) is one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,31 @@ class DataReport:
         """Say something about the whole file, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    @classmethod
+    def joined(cls, reports: Sequence[DataReport]) -> DataReport:
+        """The report of several files: numbers are added up, lists stand one after the other."""
+        if len(reports) == 1:
+            return reports[0]
+
+        def distinct(values: Iterable[str]) -> str:
+            return ", ".join(dict.fromkeys(values))
+
+        whole = cls(
+            path=", ".join(report.path for report in reports),
+            format=distinct(report.format for report in reports),
+            kind=distinct(report.kind for report in reports),
+            unit=distinct(report.unit for report in reports),
+        )
+        for report in reports:
+            whole.read, whole.kept = whole.read + report.read, whole.kept + report.kept
+            whole.dropped += report.dropped
+            whole.repaired += report.repaired
+            for name, number in report.counts.items():
+                whole.counts[name] = whole.counts.get(name, 0) + number
+            for text in report.notes:
+                whole.note(text)
+        return whole
 
     def to_dict(self) -> dict[str, Any]:
         """The report as one JSON object, with counters by reason before the lists."""

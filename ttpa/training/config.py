@@ -42,7 +42,7 @@ class TrainConfig:
     """Every option of the command, with its default; raises InputError for values that make no sense."""
 
     model: str | None = option(None, "model folder or Hugging Face name; none is the embedded model")
-    data: Path | None = option(None, "trees or preferences, see docs/data.md; none samples trees")
+    data: Path | None = option(None, "trees or preferences (docs/data.md), files with commas; none samples")
     dialect: str | None = option(None, "how the model writes calls, as in mistral; none: as its template does")
     output: Path = option(Path("runs/train"), "run folder; the files of an earlier run in it are replaced")
     eval_data: Path | None = option(None, "dialogues to evaluate on; none: the embedded model's held-out ones")
