@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttpa.tools.dialects.dialect import Dialect
-from ttpa.tools.dialects.json_calls import read_fields as read_fields
+from ttpa.tools.dialects.json_calls import read_fields
 from ttpa.tools.json_scan import Span, pointer
 from ttpa.tools.turn import Field, FormatError, ParsedCall, ParsedTurn
 from ttpa.tools.untyped import parameters_of, typed_value
