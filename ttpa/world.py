@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,4 +97,6 @@ def joined_world(*, longest_wait: timedelta = LONGEST_WAIT) -> Iterator[World]:
         yield world
         world.barrier()  # one that leaves while others still talk takes their connections with it
     finally:
+        # a sharded model and its hooks hold each other, and the group, whose threads abort a process that ends with it
+        gc.collect()
         dist.destroy_process_group()
