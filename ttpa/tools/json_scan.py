@@ -75,7 +75,7 @@ def scan(text: str, start: int = 0) -> Scan:
     read and listed in `loose`. Not read: NaN and Infinity, numbers beyond the range of a double, containers more than
     100 deep. Spans are half-open, in characters of `text`.
     """
-    scanner = _Scanner(text, start)
+    scanner = _JsonScanner(text, start)
     root = scanner.value(0)
     return Scan(root, scanner.error.position if scanner.error else scanner.at, scanner.error, scanner.loose)
 
@@ -85,8 +85,11 @@ def pointer(path: Iterable[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
-class _Scanner:
-    """Recursive descent. After an error `self.error` is set and every caller returns with what it has."""
+class Scanner:
+    """What readers of JSON and of Python's literals share. After an error `self.error` is set and every caller returns
+    with what it has."""
+
+    space = _SPACE
 
     def __init__(self, text: str, at: int) -> None:
         self.text = text
@@ -95,12 +98,35 @@ class _Scanner:
         self.loose: list[Span] = []
 
     def fail(self, message: str, position: int | None = None) -> None:
+        """Set the error, here unless a position is given."""
         self.error = JsonError(self.at if position is None else position, message)
 
     def skip_space(self) -> str:
         """Move to the next character that is not white space and return it, or "" at the end."""
-        self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]  # matches the empty text
+        self.at = self.space.match(self.text, self.at).end()  # type: ignore[union-attr]  # matches the empty text
         return self.text[self.at : self.at + 1]
+
+    def goes_on(self, bracket: str) -> bool:
+        """True after a comma; False at the closing bracket and, with the error set, at anything else."""
+        char = self.skip_space()
+        if char == ",":
+            self.at += 1
+            return True
+        if char != bracket:
+            self.fail(f"expected ',' or '{bracket}'")
+        return False
+
+    def close(self, container: Value) -> Value:
+        """The container, which ends behind its closing bracket or at the error."""
+        if self.error is None:
+            self.at += 1
+            container.closed = True
+        container.span = (container.span[0], self.error.position if self.error else self.at)
+        return container
+
+
+class _JsonScanner(Scanner):
+    """Recursive descent."""
 
     def value(self, depth: int) -> Value | None:
         char = self.skip_space()
@@ -184,20 +210,3 @@ class _Scanner:
                 if self.error or not self.goes_on("]"):
                     break
         return self.close(result)
-
-    def goes_on(self, bracket: str) -> bool:
-        """True after a comma; False at the closing bracket and, with the error set, at anything else."""
-        char = self.skip_space()
-        if char == ",":
-            self.at += 1
-            return True
-        if char != bracket:
-            self.fail(f"expected ',' or '{bracket}'")
-        return False
-
-    def close(self, container: Value) -> Value:
-        if self.error is None:
-            self.at += 1
-            container.closed = True
-        container.span = (container.span[0], self.error.position if self.error else self.at)
-        return container

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ttpa.tools.json_scan import DEEPEST, JsonError, Member, Scan, Span, Value
+from ttpa.tools.json_scan import DEEPEST, Member, Scan, Scanner, Value
 
 _SPACE = re.compile(r"[ \t\n\r\f]*")
 _DIGITS = r"[0-9](?:_?[0-9])*"
@@ -35,27 +35,15 @@ def scan(text: str, start: int = 0) -> Scan:
     calls, operators, prefixes and adjacent strings), escapes by name, numbers beyond the range of a double, containers
     more than 100 deep. Spans are half-open, in characters of `text`.
     """
-    scanner = _Scanner(text, start)
+    scanner = _PythonScanner(text, start)
     root = scanner.value(0)
     return Scan(root, scanner.error.position if scanner.error else scanner.at, scanner.error, scanner.loose)
 
 
-class _Scanner:
-    """Recursive descent. After an error `self.error` is set and every caller returns with what it has."""
+class _PythonScanner(Scanner):
+    """Recursive descent."""
 
-    def __init__(self, text: str, at: int) -> None:
-        self.text = text
-        self.at = at
-        self.error: JsonError | None = None
-        self.loose: list[Span] = []
-
-    def fail(self, message: str, position: int | None = None) -> None:
-        self.error = JsonError(self.at if position is None else position, message)
-
-    def skip_space(self) -> str:
-        """Move to the next character that is not white space and return it, or "" at the end."""
-        self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]  # matches the empty text
-        return self.text[self.at : self.at + 1]
+    space = _SPACE
 
     def value(self, depth: int) -> Value | None:
         char = self.skip_space()
@@ -163,23 +151,6 @@ class _Scanner:
                 return Value(inner.value, result.span, inner.members, inner.items)
         self.loose.insert(place, result.span)
         return result
-
-    def goes_on(self, bracket: str) -> bool:
-        """True after a comma; False at the closing bracket and, with the error set, at anything else."""
-        char = self.skip_space()
-        if char == ",":
-            self.at += 1
-            return True
-        if char != bracket:
-            self.fail(f"expected ',' or '{bracket}'")
-        return False
-
-    def close(self, container: Value) -> Value:
-        if self.error is None:
-            self.at += 1
-            container.closed = True
-        container.span = (container.span[0], self.error.position if self.error else self.at)
-        return container
 
 
 def _character(escape: re.Match[str]) -> str | None:
