@@ -40,7 +40,12 @@ RESTARTS = 5  # of the microbenchmarks, after sides that took their process with
 POLL_SECONDS = 1.0
 TAIL = 15  # lines of a part's output that are kept
 TESTS = ["-m", "(gpu or triton) and not ahead", "--continue-on-collection-errors", "tests/kernels"]
-WITH_TTPA = ["tests/test_model.py"]
+WITH_TTPA = [
+    "tests/test_model.py",
+    "tests/sampling/test_head.py",
+    "tests/training/test_checkpoint.py",
+    "tests/training/test_lora.py",
+]
 WITHOUT_TTPA = ["--confcutdir=tests/kernels"]  # the tests of the kernels need only torch and triton, but for some
 DRY_TESTS = ["tests/test_bench_inputs.py", "--noconftest"]
 

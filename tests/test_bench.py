@@ -228,3 +228,10 @@ def test_without_its_peer_the_training_step_is_absent_with_the_reason(monkeypatc
     assert gpu.absence("bench/train_step.py") is None
     monkeypatch.setitem(gpu.NEEDS, "bench/train_step.py", ("no_such_module",))
     assert gpu.absence("bench/train_step.py") == "import no_such_module: No module named 'no_such_module'"
+
+
+def test_every_test_that_needs_a_gpu_is_in_the_plan():
+    marked = {file for file in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in file.read_text()}
+    marked -= {ROOT / "tests" / "test_bench.py"}
+    named = [ROOT / name for name in [*gpu.TESTS, *gpu.WITH_TTPA] if name.startswith("tests/")]
+    assert marked and all(any(file.is_relative_to(path) for path in named) for file in marked)
