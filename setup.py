@@ -9,7 +9,7 @@ setup(
         "ttpa": ["py.typed"],
         "ttpa.training": ["rates.json"],
         "ttpa.viewer": ["page/*"],
-        "ttpa.embedded": ["*.json", "*.jinja", "*.safetensors", "*.log"],
+        "ttpa.embedded": ["*.jinja", "model/*"],
         "ttpa_kernels": ["py.typed"],
     },
 )
