@@ -50,6 +50,11 @@ def load_model(path: Path | str, *, dtype: torch.dtype, **options: Any) -> PreTr
     return model
 
 
+def window(config: PreTrainedConfig) -> int | None:
+    """The longest text, in tokens, that a model of this configuration was made for; None where it does not say."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def load_tokenizer(path: Path | str, *, dialect: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer; `dialect` is a name out of `ttpa.tools.dialects.DIALECTS` in which its calls are read, None for
     the one that its chat template writes. Raises InputError where there is no such tokenizer or dialect, where the

@@ -37,7 +37,7 @@ from ttpa.data.report import DataReport
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
 from ttpa.hashes import hash_of_model, hash_of_tokenizer
-from ttpa.model import load_model, load_tokenizer
+from ttpa.model import load_model, load_tokenizer, window
 from ttpa.sampling import fingerprint
 from ttpa.sampling.blocks import BlockedRun
 from ttpa.sampling.options import ForkOrder, Mode, RuleName, SamplingOptions
@@ -232,8 +232,7 @@ def read(config: SampleConfig) -> tuple[list[Dialogue], DataReport | None]:
 
 def longest(config: SampleConfig, model: PreTrainedModel) -> int | None:
     """The longest prompt and gold answer, in tokens: --max_length, else what the model was made for."""
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return window if config.max_length is None else config.max_length
+    return window(model.config) if config.max_length is None else config.max_length
 
 
 def cache_gb(config: SampleConfig, model: PreTrainedModel) -> float | None:

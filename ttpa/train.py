@@ -43,7 +43,7 @@ from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
 from ttpa.evaluation import comparison_table
 from ttpa.evaluation.exam import Evaluations, dump, load, results, take_exam
-from ttpa.model import load_tokenizer
+from ttpa.model import load_tokenizer, window
 from ttpa.sampling import Progress, SamplingOptions, sample_trees
 from ttpa.sampling.report import SamplingReport
 from ttpa.training.card import check_push, model_card, push_to_hub
@@ -440,8 +440,7 @@ def computing(model: PreTrainedModel, job: Job) -> Iterator[PreTrainedModel]:
 
 def longest(config: TrainConfig, model: PreTrainedModel) -> int | None:
     """The longest path through a tree, in tokens: --max_length, else what the model was made for."""
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return window if config.max_length is None else config.max_length
+    return window(model.config) if config.max_length is None else config.max_length
 
 
 def sampling_options(config: TrainConfig) -> SamplingOptions:

@@ -24,7 +24,7 @@ from ttpa.data.doctor_table import checkup_table
 from ttpa.embedded import MODEL_DIR
 from ttpa.errors import InputError
 from ttpa.files import atomic_write
-from ttpa.model import load_tokenizer
+from ttpa.model import load_tokenizer, window
 
 PROG = "python -m ttpa.data check FILE..."
 DESCRIPTION = "Check data files: what they hold, what a run refuses, leaves out or repairs, and what is worth a look."
@@ -82,7 +82,7 @@ def check(files: Sequence[Path], config: CheckConfig) -> dict[str, Any]:
             raise InputError("no such file", path=file)
     source = MODEL_DIR if config.model is None else config.model
     tokenizer = load_tokenizer(source, dialect=config.dialect)
-    length = window(source) if config.max_length is None else config.max_length
+    length = window_of(source) if config.max_length is None else config.max_length
     model = "the embedded model, as no --model is given" if config.model is None else config.model
     print(f"tokens are those of {model}; max_length is {length or 'none'}\n")
     checkups = []
@@ -103,14 +103,14 @@ def check(files: Sequence[Path], config: CheckConfig) -> dict[str, Any]:
     return record
 
 
-def window(source: Path | str) -> int | None:
+def window_of(source: Path | str) -> int | None:
     """The longest text that a model was made for, in tokens, as a run takes it; None for a folder with nothing but a
     tokenizer."""
     try:
         described = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError):
         return None
-    return getattr(described.get_text_config(decoder=True), "max_position_embeddings", None)
+    return window(described)
 
 
 if __name__ == "__main__":

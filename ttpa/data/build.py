@@ -110,15 +110,17 @@ def _find_errors(tree: PreferenceTree, sides: list[Any], tokenizer: Any, report:
         return
     try:
         gold = [call_from_message(function) for function in functions_of(turns[0])]
-        if score_tokens(tokenizer, tree.completion_ids(0), gold, tree.tools).errors:
+        scores = [score_tokens(tokenizer, tree.completion_ids(0), gold, tree.tools)]
+        if scores[0].errors:
             report.count("chosen sides that are not exact when they are read back")
             return
-        scores = [score_tokens(tokenizer, tree.completion_ids(i), gold, tree.tools) for i in range(len(tree.leaves))]
+        for leaf in range(1, len(tree.leaves)):
+            scores.append(score_tokens(tokenizer, tree.completion_ids(leaf), gold, tree.tools))
     except InputError as error:
         report.note(f"errors are not looked for in every row: {error}")
         return
-    for leaf, score in zip(tree.leaves, scores, strict=True):
-        leaf.score, leaf.errors = score.score, [found.to_leaf() for found in score.errors]
+    for side, score in zip(tree.leaves, scores, strict=True):
+        side.score, side.errors = score.score, [found.to_leaf() for found in score.errors]
     for pair in tree.pairs:
         pair.margin = scores[pair.chosen].score - scores[pair.rejected].score
         report.count("rejected sides with errors" if scores[pair.rejected].errors else "rejected sides without errors")

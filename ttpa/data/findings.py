@@ -14,6 +14,7 @@ from ttpa.esm.differences import schema_differences
 from ttpa.esm.score import score_call
 from ttpa.tools.completion import read_completion
 from ttpa.tools.json_scan import pointer
+from ttpa.tools.prefix import shared_length
 from ttpa.tools.schema import functions
 from ttpa.trees.classes import CLASSES
 from ttpa.trees.record import Pair, PreferenceTree
@@ -109,7 +110,7 @@ def fork_findings(tree: PreferenceTree, class_N: np.ndarray) -> Iterator[Finding
     for pair in tree.pairs:
         leaves = (pair.chosen, pair.rejected)
         ids = [tree.completion_ids(leaf) for leaf in leaves]
-        fork = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
+        fork = shared_length(*ids)
         after = []  # the class of every token from the fork on, and whether the model wrote it
         for leaf in leaves:
             classes = [c for n in tree.path(leaf) for c in class_N[ends[n] : ends[n + 1]].tolist()]

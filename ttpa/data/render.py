@@ -13,10 +13,9 @@ from ttpa.data.messages import Message, functions_of
 from ttpa.errors import InputError
 from ttpa.tools.dialects.detect import CallStyle, call_style
 from ttpa.tools.json_scan import Span
+from ttpa.tools.prefix import shared_length
 
 _ID = re.compile("[0-9A-Za-z]{9}")
-
-
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -216,7 +215,7 @@ def _written(
             "it when later messages follow; use a template that keeps earlier turns as they are"
         )
         head = render(prompt + completion[:turn], True)
-        start = _common(head, text)
+        start = shared_length(head, text)
         # Some templates open a turn differently than they write it (an empty thought). At the first turn that only
         # moves the end of the prompt; later it would leave unclear what the model wrote.
         if start < len(head if turn > 0 else render(prompt, False).rstrip()):
@@ -236,7 +235,7 @@ def _written(
 
 
 def _split(prompt: list[int], sequences: list[list[int]], masks: list[list[int] | None]) -> Rendered:
-    length = min(_common(prompt, ids) for ids in sequences)
+    length = min(shared_length(prompt, ids) for ids in sequences)
     if length == 0:
         raise InputError("the prompt is empty")
     if any(len(ids) == length for ids in sequences):
@@ -247,7 +246,3 @@ def _split(prompt: list[int], sequences: list[list[int]], masks: list[list[int] 
         trained=[None if mask is None else mask[length:] for mask in masks],
         moved=len(prompt) - length,
     )
-
-
-def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -13,6 +13,7 @@ from ttpa.esm.strict import match
 from ttpa.tools.call import Call
 from ttpa.tools.completion import read_completion
 from ttpa.tools.json_scan import Span
+from ttpa.tools.prefix import shared_length
 from ttpa.tools.schema import functions
 from ttpa.tools.tokens import tokens_of
 from ttpa.tools.turn import ParsedCall, ParsedTurn
@@ -53,7 +54,7 @@ def pair_weights(
     errors = tree.leaves[pair.rejected].errors
     chosen_weights, rejected_weights = [1.0] * len(chosen), [1.0] * len(rejected)
     if errors and (options.error, options.follow) != (1.0, 1.0):
-        fork = _shared(chosen, rejected)
+        fork = shared_length(chosen, rejected)
         # Behind its first wrong token the rejected side is often right given that token ("_event" after "create"):
         # pushing those tokens down unlearns them where they belong.
         sides = [read_completion(tokenizer, ids, tree.tools) for ids in (chosen, rejected)]
@@ -79,7 +80,7 @@ def key_token_weights(tree: PreferenceTree, pair: Pair, tokenizer: Any) -> tuple
     `read_completion` does.
     """
     sides = [tree.completion_ids(leaf) for leaf in (pair.chosen, pair.rejected)]
-    fork, names = _shared(*sides), list(functions(tree.tools))
+    fork, names = shared_length(*sides), list(functions(tree.tools))
     weights = [[1.0] * len(ids) for ids in sides]
     for ids, side in zip(sides, weights, strict=True):
         keys = _key_tokens(*read_completion(tokenizer, ids, tree.tools), names)
@@ -88,12 +89,6 @@ def key_token_weights(tree: PreferenceTree, pair: Pair, tokenizer: Any) -> tuple
             if i >= fork:
                 side[i] = weight
     return _trained(tree, pair.chosen, weights[0]), _trained(tree, pair.rejected, weights[1])
-
-
-def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """The length of the beginning that two sequences have in common."""
-    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differ, min(len(one), len(other)))
 
 
 def _trained(tree: PreferenceTree, leaf: int, weights: list[float]) -> list[float]:
@@ -105,7 +100,7 @@ def _key_tokens(turn: ParsedTurn, spans: Sequence[Span], names: list[str]) -> se
     for call in turn.calls:
         if call.name is None or call.span is None or call.name_span is None:
             continue
-        shared = (_shared(call.name, name) for name in names if name != call.name)
+        shared = (shared_length(call.name, name) for name in names if name != call.name)
         first = call.name_span[0] + (turn.text[call.name_span[0]] in "\"'")
         # a name that the other one goes on from parts from it at what stands behind it
         places |= {call.span[0]} | {first + length for length in shared if length}

@@ -11,11 +11,8 @@ from ttpa.data.benchmark import ANY_CALL, LIVE, NON_LIVE, Question
 from ttpa.data.decisions import Decision, check_template
 from ttpa.errors import InputError
 from ttpa.esm.bfcl import bfcl
-from ttpa.evaluation.calls import Evaluation, Outcome
+from ttpa.evaluation.calls import Evaluation, Outcome, greedy_answers
 from ttpa.evaluation.compare import evaluation_table
-from ttpa.sampling.options import SamplingOptions
-from ttpa.sampling.paths import PathWriter
-from ttpa.sampling.report import SamplingReport
 from ttpa.tools.completion import read_completion
 
 
@@ -38,11 +35,9 @@ def evaluate_benchmark(
     asked = [decision for _, decision in usable]
     for decision in [decision for decision in asked if decision.tools][:1]:
         check_template(decision, tokenizer)
-    options = SamplingOptions(num_forks=0, max_new_tokens=max_new_tokens, rows=batch_size)
-    answers = dict(PathWriter(model, tokenizer, asked, options=options).write(asked, report=SamplingReport()))
+    answers = greedy_answers(model, tokenizer, asked, batch_size=batch_size, max_new_tokens=max_new_tokens)
     outcomes = []
-    for i, (question, _) in enumerate(usable):
-        ((_, answer),) = answers[i]
+    for (question, _), answer in zip(usable, answers, strict=True):
         codes = judge(tokenizer, answer.ids, question)
         id, tokens = question.dialogue.id, len(answer.ids)
         outcomes.append(Outcome(id, question.category, float(not codes), codes, answer.finish, tokens))

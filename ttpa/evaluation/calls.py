@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ttpa.data.decisions import all_decisions
+from ttpa.data.decisions import Decision, all_decisions
 from ttpa.data.dialogues import Dialogue
 from ttpa.esm.score import score_tokens
 from ttpa.evaluation.intervals import wilson
+from ttpa.sampling.decoded import Decoded
 from ttpa.sampling.options import SamplingOptions
 from ttpa.sampling.paths import PathWriter
 from ttpa.sampling.report import SamplingReport
@@ -105,13 +106,22 @@ def evaluate_calls(
     """
     found = all_decisions(dialogues, tokenizer, max_length=max_length)
     usable = [decision for decision in found if decision.dropped is None]
-    options = SamplingOptions(num_forks=0, max_new_tokens=max_new_tokens, rows=batch_size)
-    answers = dict(PathWriter(model, tokenizer, usable, options=options).write(usable, report=SamplingReport()))
+    answers = greedy_answers(model, tokenizer, usable, batch_size=batch_size, max_new_tokens=max_new_tokens)
     outcomes = []
-    for i, decision in enumerate(usable):
-        ((_, answer),) = answers[i]
+    for decision, answer in zip(usable, answers, strict=True):
         score = score_tokens(tokenizer, answer.ids, decision.calls, decision.tools)
         codes = [error.code for error in score.errors]
         split = str(decision.source.get("split", "all"))
         outcomes.append(Outcome(decision.id, split, score.score, codes, answer.finish, len(answer.ids)))
     return Evaluation(outcomes, {d.id: d.dropped for d in found if d.dropped is not None})
+
+
+def greedy_answers(
+    model: PreTrainedModel, tokenizer: Any, decisions: Sequence[Decision], *, batch_size: int, max_new_tokens: int
+) -> list[Decoded]:
+    """What a model writes greedily at each decision, `batch_size` answers at once, each of at most `max_new_tokens`
+    tokens. Raises InputError as `PathWriter` does."""
+    options = SamplingOptions(num_forks=0, max_new_tokens=max_new_tokens, rows=batch_size)
+    writer = PathWriter(model, tokenizer, decisions, options=options)
+    answers = dict(writer.write(decisions, report=SamplingReport()))
+    return [answer for i in range(len(decisions)) for _, answer in answers[i]]

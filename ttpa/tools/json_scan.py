@@ -106,6 +106,32 @@ class Scanner:
         self.at = self.space.match(self.text, self.at).end()  # type: ignore[union-attr]  # matches the empty text
         return self.text[self.at : self.at + 1]
 
+    def value(self, depth: int) -> Value | None:
+        """Read one value, None where there is none."""
+        raise NotImplementedError
+
+    def string(self) -> str | None:
+        """Read the string whose quote stands here, None where it is none."""
+        raise NotImplementedError
+
+    def member(self, parent: Value, depth: int) -> None:
+        """Read a key and its value into an object that is `depth` containers deep, as far as they can be read."""
+        if self.skip_space() not in ('"', "'"):
+            return self.fail("expected a key in quotes")
+        key_start = self.at
+        key = self.string()
+        if key is None:
+            return None
+        key_span = (key_start, self.at)
+        if self.skip_space() != ":":
+            return self.fail("expected ':'")
+        self.at += 1
+        value = self.value(depth + 1)
+        if value is not None:
+            parent.members.append(Member(key, key_span, value))
+            parent.value[key] = value.value
+        return None
+
     def goes_on(self, bracket: str) -> bool:
         """True after a comma; False at the closing bracket and, with the error set, at anything else."""
         char = self.skip_space()
@@ -178,22 +204,7 @@ class _JsonScanner(Scanner):
         self.at += 1
         if self.skip_space() != "}":
             while True:
-                if self.skip_space() not in ('"', "'"):
-                    self.fail("expected a key in quotes")
-                    break
-                key_start = self.at
-                key = self.string()
-                if key is None:
-                    break
-                key_span = (key_start, self.at)
-                if self.skip_space() != ":":
-                    self.fail("expected ':'")
-                    break
-                self.at += 1
-                value = self.value(depth + 1)
-                if value is not None:
-                    result.members.append(Member(key, key_span, value))
-                    result.value[key] = value.value
+                self.member(result, depth)
                 if self.error or not self.goes_on("}"):
                     break
         return self.close(result)

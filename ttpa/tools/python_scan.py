@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ttpa.tools.json_scan import DEEPEST, Member, Scan, Scanner, Value
+from ttpa.tools.json_scan import DEEPEST, Scan, Scanner, Value
 
 _SPACE = re.compile(r"[ \t\n\r\f]*")
 _DIGITS = r"[0-9](?:_?[0-9])*"
@@ -54,7 +54,7 @@ class _PythonScanner(Scanner):
                 return None
             return {"{": self.dictionary, "[": self.sequence, "(": self.parentheses}[char](depth)
         if char in ("'", '"'):
-            string = self.string(char)
+            string = self.string()
             return None if string is None else Value(string, (start, self.at))
         if word := _WORD.match(self.text, start):
             self.at = word.end()
@@ -80,8 +80,8 @@ class _PythonScanner(Scanner):
             return Value(0 if digits[0] == "0" else int(number[0]), number.span())
         return Value(float(number[0]), number.span())
 
-    def string(self, quote: str) -> str | None:
-        start = self.at
+    def string(self) -> str | None:
+        start, quote = self.at, self.text[self.at]
         triple = self.text.startswith(quote * 3, start)
         string = _STRING[quote * 3 if triple else quote].match(self.text, start)
         if string is None:
@@ -108,23 +108,8 @@ class _PythonScanner(Scanner):
     def dictionary(self, depth: int) -> Value:
         result = Value({}, (self.at, self.at), closed=False)
         self.at += 1
-        while (char := self.skip_space()) != "}":
-            if char not in ("'", '"'):
-                self.fail("expected a key in quotes")
-                break
-            key_start = self.at
-            key = self.string(char)
-            if key is None:
-                break
-            key_span = (key_start, self.at)
-            if self.skip_space() != ":":
-                self.fail("expected ':'")
-                break
-            self.at += 1
-            value = self.value(depth + 1)
-            if value is not None:
-                result.members.append(Member(key, key_span, value))
-                result.value[key] = value.value
+        while self.skip_space() != "}":
+            self.member(result, depth)
             if self.error or not self.goes_on("}"):
                 break
         return self.close(result)

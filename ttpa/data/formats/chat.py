@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ttpa.config import nearest
 from ttpa.data.dialogues import Dialogue
-from ttpa.data.formats.format import Place, RowFormat
+from ttpa.data.formats.format import Place, RowFormat, check_columns
 from ttpa.data.formats.turns import RowReader, Unfit
 from ttpa.data.messages import (
     Message,
@@ -32,7 +31,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     shape, tools that are no function schemas, a call that names no tool or whose arguments are no object. When2Call
     writes calls as `<TOOLCALL>[..]</TOOLCALL>` into a content; a row in which such a call cannot be read or names no
     tool is listed and dropped."""
-    _check_columns(row, report)
+    check_columns(row, COLUMNS, report)
     id = place.id if row.get("id") is None else row["id"]
     if not isinstance(id, str | int):
         raise InputError(f"the id must be text, not {id!r:.80}")
@@ -58,15 +57,6 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     except Unfit as unfit:
         reader.drop(unfit)
         return None
-
-
-def _check_columns(row: dict[str, Any], report: DataReport) -> None:
-    for name in row:
-        if name not in COLUMNS:
-            close = nearest(name, COLUMNS, cutoff=0.85)
-            if close and close not in row:
-                raise InputError(f"unknown column {name!r}: did you mean {close!r}?")
-            report.note(f"column {name!r} is not used")
 
 
 def _source(value: Any) -> dict[str, Any] | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ttpa.config import nearest
 from ttpa.data.build import Example
 from ttpa.data.dialogues import Dialogue
 from ttpa.data.report import DataReport
+from ttpa.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,27 @@ class Place:
         """Whether the row comes from Arrow, which gives every object of a column the keys of all others, with null."""
         return self.path.suffix == ".parquet"
 
+    def id_of(self, row: dict[str, Any]) -> str:
+        """The id of a row, its own if it has one."""
+        return self.id if row.get("id") is None else str(row["id"])
+
+    def origin(self, name: str) -> dict[str, Any]:
+        """What an example or a dialogue of the format of that name keeps of where it came from."""
+        return {"format": name, "file": self.path.name, "line": self.line}
+
     def __str__(self) -> str:
         return f"{self.path}:{self.line}"
+
+
+def check_columns(row: dict[str, Any], columns: Collection[str], report: DataReport, *, accepted: str = "") -> None:
+    """Note the columns of a row that are none of `columns`; raises InputError, which ends with `accepted`, for one that
+    is nearly one of those the row does not have."""
+    for name in row:
+        if name not in columns:
+            close = nearest(name, columns, cutoff=0.85)
+            if close and close not in row:
+                raise InputError(f"unknown column {name!r}: did you mean {close!r}? {accepted}".rstrip())
+            report.note(f"column {name!r} is not used")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     with USER:, ASSISTANT: or FUNCTION RESPONSE: at the start of a line. The arguments of a call are JSON text in single
     quotes, which stand for nothing and are not escaped inside. A row with a tool or a call that cannot be read, or a
     call that names no tool, is listed and dropped; raises InputError for a row of another shape."""
-    reader = RowReader(place.id if row.get("id") is None else str(row["id"]), place, report)
+    reader = RowReader(place.id_of(row), place, report)
     reader.note_unused(row, ("id", "system", "chat"))
     system, chat = row.get("system"), row.get("chat")
     if not isinstance(system, str | None) or not isinstance(chat, str):

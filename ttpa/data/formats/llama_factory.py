@@ -24,7 +24,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Example |
     of a function_call is the JSON of calls. `tools` is JSON text. Listed and dropped are rows with equal sides, with
     tools or calls that cannot be read, and with a chosen call that names no tool; a rejected call that cannot be read
     stays text. Raises InputError for a row of another shape, and for one with pictures or sound."""
-    reader = RowReader(place.id if row.get("id") is None else str(row["id"]), place, report)
+    reader = RowReader(place.id_of(row), place, report)
     _check_columns(row, report)
     try:
         tools = reader.tools(row.get("tools"))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttpa.config import nearest
 from ttpa.data.build import Example
-from ttpa.data.formats.format import Place, RowFormat
+from ttpa.data.formats.format import Place, RowFormat, check_columns
 from ttpa.data.messages import (
     Message,
     check_call_names,
@@ -61,7 +60,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Example |
         rejected=[sides["rejected"]],
         tools=columns.tools or [],
         template_kwargs=columns.template_kwargs,
-        origin={"format": "preference", "file": place.path.name, "line": place.line},
+        origin=place.origin("preference"),
     )
 
 
@@ -69,7 +68,7 @@ def read_columns(row: dict[str, Any], sides: Sequence[str], place: Place, report
     """The columns of a row that has the named `sides`, of which only a prompt may be missing; raises InputError for a
     missing or misspelt column, and for sides, tools and chat_template_kwargs that are no such thing."""
     _check_names(row, sides, report)
-    id, arrow = place.id if row.get("id") is None else str(row["id"]), place.arrow
+    id, arrow = place.id_of(row), place.arrow
     kwargs = _from_json_text(row.get("chat_template_kwargs"), dict, "chat_template_kwargs") or {}
     tools = _from_json_text(row.get("tools"), list, "tools")
     if arrow and (tools, kwargs) != (pruned := (without_nulls(tools), without_nulls(kwargs))):
@@ -105,12 +104,7 @@ def _check_names(row: dict[str, Any], sides: Sequence[str], report: DataReport) 
     accepted = f"accepted: {', '.join(columns)} (required: {', '.join(required)})"
     if any(row.get(name) is None for name in required):
         raise InputError(f"not a preference row; columns found: {', '.join(row) or 'none'}; {accepted}")
-    for name in row:
-        if name not in columns:
-            close = nearest(name, columns, cutoff=0.85)
-            if close and close not in row:
-                raise InputError(f"unknown column {name!r}: did you mean {close!r}? {accepted}")
-            report.note(f"column {name!r} is not used")
+    check_columns(row, columns, report, accepted=accepted)
 
 
 def _without_repeated_prompt(row: dict[str, Any], place: Place, report: DataReport) -> dict[str, Any]:
@@ -120,7 +114,7 @@ def _without_repeated_prompt(row: dict[str, Any], place: Place, report: DataRepo
     opens = [message.get("content") == prompt for message in first if isinstance(message, dict)]
     if not isinstance(prompt, str) or opens != [True, True]:
         return row
-    id = place.id if row.get("id") is None else str(row["id"])
+    id = place.id_of(row)
     report.repair(id, str(place), "prompt that both sides repeat left out")
     return {name: part for name, part in row.items() if name != "prompt"}
 

@@ -30,7 +30,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
             "kto_tag says whether the answer is a good one, and dialogues hold good ones only: bring the rows as TRL's "
             "prompt, completion and label, which are paired by their prompts"
         )
-    reader = RowReader(place.id if row.get("id") is None else str(row["id"]), place, report)
+    reader = RowReader(place.id_of(row), place, report)
     reader.note_unused(row, COLUMNS)
     turns = read_turns(row.get("conversations"))
     if row.get("system"):

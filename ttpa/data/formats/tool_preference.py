@@ -43,7 +43,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Example |
         return None
     question = "\n".join(part for part in (row["instruction"], row["input"]) if part)
     chosen, rejected = ([{"role": "assistant", "content": step}] for step in steps)
-    origin = {"format": "tool_preference", "file": place.path.name, "line": place.line}
+    origin = place.origin("tool_preference")
     return Example(id, where, [{"role": "user", "content": question}], chosen, [rejected], [], {}, origin)
 
 

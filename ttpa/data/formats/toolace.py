@@ -20,7 +20,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     the system text says before that line is kept; how to write calls, which comes after the list, is not. A row with a
     tool or a call that cannot be read, or a call that names no tool, is listed and dropped; raises InputError for a row
     of another shape."""
-    reader = RowReader(place.id if row.get("id") is None else str(row["id"]), place, report)
+    reader = RowReader(place.id_of(row), place, report)
     reader.note_unused(row, ("id", "system", "conversations"))
     before, marked, after = str(row.get("system")).rpartition(LISTS_TOOLS)
     if not marked:

@@ -102,7 +102,7 @@ class RowReader:
         for repair, detail in self.repairs:
             self.report.repair(self.id, str(self.place), repair, detail)
         if source is None:
-            source = {"format": self.report.format, "file": self.place.path.name, "line": self.place.line}
+            source = self.place.origin(self.report.format)
         return Dialogue(self.id, tools, messages, source)
 
     def drop(self, unfit: Unfit) -> None:

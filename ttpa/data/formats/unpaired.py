@@ -38,7 +38,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Example:
         rejected=[] if label else [completion],
         tools=columns.tools or [],
         template_kwargs=columns.template_kwargs,
-        origin={"format": "unpaired preference", "file": place.path.name, "line": place.line},
+        origin=place.origin("unpaired preference"),
     )
 
 

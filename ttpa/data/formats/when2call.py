@@ -25,9 +25,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Example |
     chosen call that names no tool; a rejected call that cannot be read stays text. Raises InputError for a row of
     another shape."""
     reader = RowReader(place.id, place, report)
-    for name in row:
-        if name not in COLUMNS:
-            report.note(f"column {name!r} is not used")
+    reader.note_unused(row, COLUMNS)
     prompt = checked_messages(row.get("messages"), "messages")
     sides = {name: _checked_response(row.get(name), name) for name in COLUMNS[2:]}
     try:

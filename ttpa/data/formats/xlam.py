@@ -20,7 +20,7 @@ def read_row(row: dict[str, Any], place: Place, report: DataReport) -> Dialogue 
     tool a flat map of names. Without answers nothing is to be called, and the dialogue ends with the query. A row whose
     tools are no schemas or whose answers cannot be read or name no tool is listed and dropped; raises InputError for a
     row of another shape."""
-    reader = RowReader(place.id if row.get("id") is None else str(row["id"]), place, report)
+    reader = RowReader(place.id_of(row), place, report)
     query, answers = row.get("query"), row.get("answers")
     if not isinstance(query, str) or not isinstance(answers, str | list):
         raise InputError(

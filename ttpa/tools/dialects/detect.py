@@ -13,6 +13,7 @@ from ttpa.tools.dialects import DIALECTS, dialect_named
 from ttpa.tools.dialects.dialect import Dialect
 from ttpa.tools.dialects.hermes import HERMES
 from ttpa.tools.dialects.response_template import response_template_dialect
+from ttpa.tools.prefix import shared_length
 
 USER = {"role": "user", "content": "Probe?"}
 TOOL: dict[str, Any] = {
@@ -166,8 +167,7 @@ def _turn(
         whole = tokenizer.apply_chat_template([USER, message], tools=[TOOL], tokenize=False)
     except Exception:  # a template is a foreign program and may fail in any way
         return None
-    differ = (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b)
-    shared = next(differ, min(len(prompt), len(whole)))
+    shared = shared_length(prompt, whole)
     # the prompt may open a thought where the turn opens a call, and both tags begin alike
     tag = _CUT_TAG.search(whole, 0, shared)
     return whole[tag.start() if tag else shared :]
