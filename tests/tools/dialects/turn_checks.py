@@ -23,6 +23,15 @@ def value_at(arguments, pointer):
     return arguments
 
 
+def check_text_arguments(turn, arguments):
+    """The arguments of its one call came as JSON text, and each value stands where it stands in that text."""
+    (call,) = turn.calls
+    assert json.dumps(call.arguments) == json.dumps(arguments)
+    for pointer, field in call.fields.items():
+        raw = json.loads(f'"{turn.text[slice(*field.value_span)]}"')
+        assert json.dumps(json.loads(raw)) == json.dumps(value_at(arguments, pointer))
+
+
 def check_spans(turn):
     """Spans lie in the text and nest, whatever the text is."""
     done = 0
